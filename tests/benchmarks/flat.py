@@ -255,10 +255,7 @@ _ROWS = """
 
 
 def fill_counters(path: Path, policy: Policy, users: int, tools: int) -> None:
-    """Add the counters of so many users and tools, each with some charges. `policy` must charge one counter a call.
-
-    Nothing else may have the store open.
-    """
+    """Add the counters of users and tools, each with some charges, to a closed store. A call must charge one counter."""
     call = Call(user_name(0), "bench::interactive::default", "bench", tool_name(0))
     (counter,) = policy.plan(call, NAMESPACE).counters
     (limit,) = policy.plan(call, NAMESPACE).limits

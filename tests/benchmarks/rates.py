@@ -82,10 +82,7 @@ def use_up(session: Session) -> None:
 
 
 def flood(session: Session, count: int, *, is_denied: bool = False) -> float:
-    """Write `count` calls as fast as they are taken, while reading the answers; the seconds until the last answer.
-
-    With `is_denied`, the calls are of a tool whose limit is used up.
-    """
+    """Write calls, perhaps of a tool whose limit is used up, while reading the answers; the seconds until the last answer."""
     session.widen_pipes()
     ids = session.ids(count)
     calls = [echo_call(request_id, b"full" if is_denied else b"echo") for request_id in ids]

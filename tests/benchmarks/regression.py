@@ -161,10 +161,7 @@ def measure(name: str, folder: Path) -> float:
 
 
 def check(references: Mapping[str, float], measure: Callable[[str], float], say: Callable[[str], object] = print) -> list[str]:
-    """Measure all ratios; those that are over their references again, since a busy machine can be the cause.
-
-    Returns a sentence for each ratio that is over its reference each time. `say` takes a line about each.
-    """
+    """A sentence for each ratio that is over its reference each time, since a busy machine can be the cause of one."""
     found: dict[str, float] = {}
     over = list(references)
     for _ in range(TRIES):

@@ -34,10 +34,7 @@ class BenchmarkError(Exception):
 
 
 class Session:
-    """A command under test and the two ends of its pipes.
-
-    A command that does not finish within `deadline_s` seconds is killed, which shows as its output's end.
-    """
+    """A command under test and the two ends of its pipes. It is killed after `deadline_s`, which shows as its output's end."""
 
     def __init__(
         self, name: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, deadline_s: float = 150
@@ -97,11 +94,7 @@ class Session:
         return data
 
     def read_answer(self, request_id: int) -> None:
-        """Wait for the answer to a request, past notifications.
-
-        Raises:
-            BenchmarkError: the next response is another request's, or an error.
-        """
+        """Wait for the answer to a request, past notifications. The next response must be this one, and no error."""
         rest = b""
         while True:
             *lines, rest = (rest + self.read()).split(b"\n")

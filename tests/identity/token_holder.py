@@ -20,9 +20,9 @@ URL = "https://idp.acme.com/keys?k=s3cret"
 
 
 class Wrapper:
-    """The token source of a wrapper, with a clock that the test moves. The `published` keys are in a file.
+    """The token source of a wrapper, with a clock that the test moves.
 
-    If `answers` are given, a provider at `URL` answers them instead, one after another; then always the last.
+    The `published` keys are in a file, unless a provider at `URL` gives `answers`, one after another; then always the last.
     """
 
     def __init__(

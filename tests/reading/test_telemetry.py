@@ -44,18 +44,14 @@ def running() -> Iterator[Receiver]:
 
 
 class Bench:
-    """A store, a receiver, and exports of the one to the other.
-
-    Attributes:
-        said: What the last export said.
-    """
+    """A store, a receiver, and exports of the one to the other."""
 
     def __init__(self, folder: Path, receiver: Receiver) -> None:
         receiver.__init__(int(receiver.url.rpartition(":")[2]))  # type: ignore[misc]
         self.folder = folder
         self.receiver = receiver
         self.store = SqliteStore(folder / "mcpguard.db")
-        self.said: list[str] = []
+        self.said: list[str] = []  # by the last export
         self._seq = 0
 
     @property

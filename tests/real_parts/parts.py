@@ -65,10 +65,7 @@ class MissingError(Exception):
 
 
 class Parts:
-    """What is installed in the folder `cache`; what is asked for first is installed then.
-
-    For names of `venvs` in `own` an interpreter that is there already is taken.
-    """
+    """What is installed, or is when it is asked for, in `cache`. For the names in `own` there is an interpreter already."""
 
     def __init__(self, cache: Path, own: Mapping[str, str] | None = None, venvs: Mapping[str, str] = VENVS) -> None:
         self.cache = cache

@@ -68,10 +68,7 @@ def rows(home: Path) -> list[dict[str, Any]]:
 
 
 def run_codex(home: Path, codex: str, *, hooked: Mapping[str, Sequence[str]], script: Script = SEARCHES) -> str:
-    """Run Codex, with a server that mcpguard guards, and mcpguard's hook: its options by matcher.
-
-    Returns all that its agents have sent to the model.
-    """
+    """Run Codex with a guarded server and mcpguard's hook, its options by matcher; all that its agents sent to the model."""
     settings = home / ".codex"
     settings.mkdir(exist_ok=True)
     command, *arguments = program(*SERVER)
@@ -151,10 +148,7 @@ SUBAGENT = (
 
 
 def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True, plugin: Path | None = None) -> str:
-    """Run a session of Claude Code. Returns all that its agents have sent to the model.
-
-    Its server is that of a plugin, or else one that mcpguard guards.
-    """
+    """Run Claude Code with a plugin's server, or else a guarded one; all that its agents have sent to the model."""
     settings = home / ".claude"
     settings.mkdir(exist_ok=True)
     entry = {"type": "command", "command": hook(home, "claude-code", "--enforce"), "timeout": 60}
