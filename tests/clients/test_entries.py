@@ -76,8 +76,6 @@ UNGUARDABLE: dict[tuple[str, str], list[Any]] = {
 def test_an_entry_that_cannot_be_guarded_has_a_kind_and_a_detail(entry: Any, found: tuple[str, str]) -> None:
     one = read(entry)
     assert (one.kind, one.detail, one.guard) == (*found, None)
-    if found == ("disabled", ""):
-        assert one.words == ("npx",)
 
 
 def test_a_command_beside_a_url_counts_unless_the_type_says_otherwise() -> None:
@@ -90,6 +88,7 @@ def test_a_disabled_entry_keeps_its_words_and_its_guard_can_be_removed() -> None
     (found,) = entries(data, SERVERS, Dialect.JSON)
     guard = ("mcpguard", "run", "--")
     assert (found.kind, found.words, found.guard) == ("disabled", (*guard, "npx", "-y"), guard)
+    assert read({"command": "npx", "enabled": False}).words == ("npx",)
     assert unguarded(data, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": ["-y"], "disabled": True})
 
 

@@ -86,16 +86,23 @@ class Bench:
             self.add(*decisions, store=new)
 
     def export(
-        self, wait: Callable[[float], None] | None = None, *, wanted: Wanted = ANY, url: str = "", store: str = "", **how: bool
+        self,
+        wait: Callable[[float], None] | None = None,
+        *,
+        wanted: Wanted = ANY,
+        with_user: bool = False,
+        url: str = "",
+        store: str = "",
     ) -> int:
         """Send the rows of the store, and follow it with these waits if any are given. Returns how many were sent."""
         settings = config.Settings(str(self.folder / "policy.toml"), False, str(self.folder / "mcpguard.db"), store)
         url = url or self.receiver.url
         self.said = []
+        made, collector = Telemetry("mcpguard", "default", with_user=with_user), Collector(url, PATIENCE_S)
         with contextlib.closing(Position(self.folder, settings.address.shown, "default", url)) as position:
-            made, collector = Telemetry("mcpguard", "default", **{"with_user": False} | how), Collector(url, PATIENCE_S)
-            how_long = {"follow": wait is not None, "sleep": wait or time.sleep}
-            exporter = Exporter(settings, made, collector, position, wanted, say=self.said.append, **how_long)  # type: ignore[arg-type]
+            exporter = Exporter(
+                settings, made, collector, position, wanted, follow=bool(wait), say=self.said.append, sleep=wait or time.sleep
+            )
             with contextlib.suppress(Ended):
                 exporter.run()
         return exporter.sent
