@@ -98,10 +98,6 @@ def test_profiles_and_insiders_of_vs_code_are_found(tmp_path: Path) -> None:
 
 
 SERVER = {"command": "npx", "args": ["-y"]}
-SAMPLES = {
-    Dialect.JSON: lambda content: json.dumps(content, indent=2),
-    Dialect.JSONC: lambda content: "// ours\n" + json.dumps(content, indent=2).replace('"\n', '",\n', 1),
-}
 
 
 def sample(layout: Layout, dialect: Dialect) -> str:
@@ -116,7 +112,8 @@ def sample(layout: Layout, dialect: Dialect) -> str:
     content: object = {layout.command: "npx", layout.args: ["-y"]} if layout.args else {layout.command: ["npx", "-y"]}
     for key in filter(None, (layout.nested, "crm", *reversed(layout.path))):
         content = {key: content}
-    return SAMPLES[dialect](content)
+    text = json.dumps(content, indent=2)
+    return text if dialect is Dialect.JSON else "// ours\n" + text.replace('"\n', '",\n', 1)
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.key for client in CLIENTS])

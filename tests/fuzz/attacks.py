@@ -65,6 +65,7 @@ _IN_AN_ID: Final = {
     "a call with two ids": _call(id='"id":1,"id":2'),
     "a call with an id and an ID": _call(id='"id":1,"ID":2'),
     "a call with an ID only": _call(id='"ID":1'),
+    "two keys that nobody knows, in two cases": '{"id":1,"method":"ping","trace":1,"Trace":2}',
     "a response that is a call": '{"id":1,"result":{},"METHOD":"tools/call","params":{"name":"closed"}}',
     "text that serde_json reads as JSON": json.dumps({_SERDE: CALL}),
     "text that serde_json reads as JSON, by an escaped key": json.dumps({_SERDE: CALL}).replace("$", r"\u0024"),
