@@ -18,10 +18,10 @@ from pathlib import Path
 import mcpguard
 from tests.pages import renewed
 
-from . import calls, flat, rates, regression, starts
+from . import calls, flat, rates, regression
 from .rounds import PAGE, Effort, Row, markdown
 from .session import BenchmarkError
-from .variants import BARE, CAT, GUARD, LEAST, Variant
+from .variants import BARE, CAT, GUARD, LEAST, SDK_SERVER, TINY_SERVER, Variant
 
 FLAT = "flat"
 NAMES = ("sdk", "calls", "paced", "redis", "pipelined", "wrappers", "streams", "first-answer", "hook", FLAT)
@@ -57,15 +57,20 @@ def measure(
     """What is measured under these names, but for the curves of `flat`."""
     relays = [BARE, LEAST, guard, *peers]
     measures: Mapping[str, Callable[[Path], list[Row]]] = {
-        "sdk": lambda folder: calls.measure_sdk(relays, effort, folder) + starts.measure_sdk(guard, effort, folder),
+        "sdk": lambda folder: [
+            *calls.measure_sdk(relays, effort, folder),
+            *calls.measure_starts("an SDK server", (BARE, guard), SDK_SERVER, effort.of(9), folder),
+        ],
         "calls": lambda folder: calls.measure(relays, effort, folder),
         "paced": lambda folder: calls.measure_paced(relays, effort, folder),
         "redis": lambda folder: calls.measure_redis(effort, folder, guard),
         "pipelined": lambda folder: rates.measure(relays[1:], effort, folder),
         "wrappers": lambda folder: rates.measure_wrappers(effort, folder, guard),
         "streams": lambda folder: rates.measure_streams([guard, CAT], effort, folder),
-        "first-answer": lambda folder: starts.measure(relays, effort, folder),
-        "hook": lambda folder: starts.measure_hook(effort, folder, guard),
+        "first-answer": lambda folder: calls.measure_starts(
+            "a server that boots in 1.7 ms", relays, TINY_SERVER, effort.of(21), folder
+        ),
+        "hook": lambda folder: calls.measure_hook(effort, folder, guard),
     }
     found: list[Row] = []
     for name in names:
@@ -114,21 +119,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        type=_peer,
-        metavar="NAME=PREFIX",
-        help="another program to measure; PREFIX stands before the server's command",
-    )
-    parser.add_argument(
-        "--docs", action="store_true", help="put the figures into docs/performance.md; the first table needs a full run"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
-    )
-    parser.add_argument("--renew", action="store_true", help="only measure the ratios in references.toml anew")
+    peer = "another program to measure; PREFIX stands before the server's command"
+    parser.add_argument("--peer", action="append", default=[], type=_peer, metavar="NAME=PREFIX", help=peer)
+    for name, text in (
+        ("--docs", "put the figures into docs/performance.md; the first table needs a full run"),
+        ("--check", "only compare with references.toml; fail if mcpguard takes over a quarter more"),
+        ("--renew", "only measure the ratios in references.toml anew"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
     return parser.parse_args(argv)
 
 

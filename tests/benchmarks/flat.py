@@ -7,6 +7,7 @@ stopped during a turn, and a round begins when the upkeep of all is done: it wou
 import os
 import random
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -14,21 +15,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mcpguard.policy.model import Call
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import counter_id
+from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.api import Options
+from mcpguard.stores.clock import wall_us
+from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.draining import fragment_bytes, row_bytes
+from mcpguard.stores.sqlite.memory import pack_log
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.text.digest import number
 from mcpguard.text.printing import compact
 from tests.end_to_end.host import rule
 
 from .calls import SETTLE, WARM_UP, cpus
-from .filling import fill_counters, fill_rows, tool_name, user_name
 from .rounds import Effort, added, percentile, take_turns
 from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
+
+
+def user_name(at: int) -> str:
+    return f"user-{at}@acme.example"
+
+
+def tool_name(at: int) -> str:
+    return f"tool_{at}"
+
 
 LIMIT = "100000000/1h"
 EACH_USER_AND_TOOL = rule(LIMIT, user="*", tool="*")
@@ -41,32 +58,27 @@ LOOK_EVERY_S = 0.01
 PATIENCE_S = 60
 USER = user_name(0)
 
+TIMES = (
+    "added to the median, µs",
+    "added to the 99th percentile, µs",
+    "added to the first call of a tool, median, µs",
+)
+START = "start to the answer to the first call, ms"
+
 Curve = dict[str, dict[str, float]]
 """What was found for a kind: what was measured, and the figure of each size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One size of a kind.
-
-    Attributes:
-        label: It as text.
-        policy: The policy's text.
-        fill: Fills the store, which is empty.
-        tools: The tools that are called in turn.
-        users: If over 0, between two calls one of so many users makes a call through another wrapper.
-    """
-
     label: str
     policy: str = THREE_LIMITS
-    fill: Callable[[Path], None] = lambda path: None
-    tools: tuple[bytes, ...] = (b"echo",)
-    users: int = 0
+    fill: Callable[[Path], None] = lambda path: None  # fills the store, which is empty
+    tools: tuple[bytes, ...] = (b"echo",)  # which are called in turn
+    users: int = 0  # if over 0, between two calls one of so many users makes a call through another wrapper
 
 
 class Turn(NamedTuple):
-    """A running wrapper, or the bare server."""
-
     session: Session
     tools: Sequence[bytes] = (b"echo",)
     between: Callable[[], object] | None = None
@@ -79,16 +91,7 @@ class Turn(NamedTuple):
         return ping_pong(self.session, count, tools=self.tools, between=self.between)
 
 
-class Times(NamedTuple):
-    """What a turn found: of its calls the median and the 99th percentile, and of the first calls of a tool the median."""
-
-    p50_us: float
-    p99_us: float
-    first_us: float
-
-
 def points() -> dict[str, list[Point]]:
-    """The sizes of each kind."""
     return {
         "counters that hold calls": [_counters(10**power) for power in range(2, 7)],
         "audit rows": [_rows(10**power) for power in range(3, 8)],
@@ -141,7 +144,6 @@ def other_users(path: Path, point: Point) -> Iterator[Callable[[], object]]:
 def measure(
     effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]] | None = None, guard: Variant = GUARD
 ) -> dict[str, Curve]:
-    """The curve of each kind."""
     found = {}
     for at, (title, of_kind) in enumerate((kinds or points()).items()):
         place = folder / str(at)
@@ -176,7 +178,7 @@ def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Varian
         for turn in turns:
             turn.times_us(WARM_UP)
 
-        def take(turn: Turn) -> Times:
+        def take(turn: Turn) -> tuple[float, ...]:
             for store in stores if turn is turns[0] else ():
                 wait_for_upkeep(store)
             with ExitStack() as while_stopped:
@@ -186,19 +188,11 @@ def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Varian
                 times_us = turn.times_us(SETTLE + count)[SETTLE:]
                 new_tools = [b"new_%d" % at for at in turn.session.ids(few)]
                 first_us = ping_pong(turn.session, few, tools=new_tools)
-            return Times(percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50))
+            return percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50)
 
         times = take_turns(turns, rounds, take)
-
-    def more(which: Callable[[Times], float]) -> dict[str, float]:
-        return added({name: [which(one) for one in of_rounds] for name, of_rounds in times.items()}, BARE.name)
-
-    return {
-        "added to the median, µs": more(lambda one: one.p50_us),
-        "added to the 99th percentile, µs": more(lambda one: one.p99_us),
-        "added to the first call of a tool, median, µs": more(lambda one: one.first_us),
-        "start to the answer to the first call, ms": start_ms,
-    }
+    of_each = {what: {name: [one[at] for one in of] for name, of in times.items()} for at, what in enumerate(TIMES)}
+    return {what: added(of, BARE.name) for what, of in of_each.items()} | {START: start_ms}
 
 
 def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
@@ -242,3 +236,74 @@ def markdown(curves: Mapping[str, Curve]) -> str:
             cells = [*(f"{value:,.0f}" for value in values), f"{max(values) / values[0]:.2f}"]
             lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+# Filling a store, faster than calls could: the database is written as draining the log would
+
+NAMESPACE = "default"
+CONTEXTS = 500
+CHARGES = 3
+CHARGE_EVERY_US = 100_000_000
+
+_ROWS = """
+    WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < :count)
+    INSERT INTO audit
+    SELECT i, :namespace, :first_us + i * :step_us, i, 'allowed', (SELECT id FROM temp.context WHERE at = i % :contexts), NULL,
+        CAST(i AS TEXT), randomblob(16), NULL, 1 + i % 100, 100, NULL, NULL, NULL, 'ok', 12345
+    FROM n
+"""
+
+
+def fill_counters(path: Path, policy: Policy, users: int, tools: int) -> None:
+    """Add the counters of users and tools, each with some charges, to a closed store. A call must charge one counter."""
+    call = Call(user_name(0), "bench::interactive::default", "bench", tool_name(0))
+    (counter,) = policy.plan(call, NAMESPACE).counters
+    (limit,) = policy.plan(call, NAMESPACE).limits
+    with closing(Reader(path)) as reader:
+        now_us = reader.clock()
+    log = sliding.EMPTY
+    for charge in range(CHARGES, 0, -1):
+        log = sliding.charge(log, limit.n, limit.window_us, now_us - charge * CHARGE_EVERY_US)
+    packed = pack_log(log)
+    labels = (
+        counter.label.replace(f'"{call.user}"', f'"{user_name(user)}"').replace(f'"{call.tool}"', f'"{tool_name(tool)}"')
+        for user in range(users)
+        for tool in range(tools)
+    )
+    values = sorted((counter_id(label), limit.window_us, label, log[-2], packed) for label in labels)
+    with _bulk(path) as db:
+        db.executemany("INSERT INTO counter VALUES (?, ?, ?, ?, ?)", values)
+
+
+def fill_rows(path: Path, count: int, *, over_s: int) -> None:
+    """Add so many audit rows of the last `over_s` seconds. Nothing else may have the store open."""
+    with _bulk(path) as db:
+        db.execute("INSERT OR IGNORE INTO namespace (name) VALUES (?)", (NAMESPACE,))
+        (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (NAMESPACE,)).fetchone()
+        key = database.key(db) or b""
+        who = {"namespace": NAMESPACE, "server": "bench", "user_source": "config", "agent": "bench::interactive::default"}
+        of = [{"session": f"{at:016x}", **who, "user": user_name(at), "tool": tool_name(at)} for at in range(CONTEXTS)]
+        texts = [*map(compact, of)]
+        ids = [number(text, key) for text in texts]
+        uses = -(-count // CONTEXTS)
+        db.executemany(
+            "INSERT INTO fragment VALUES (?, ?, ?, ?)", [(*of, namespace, uses) for of in zip(ids, texts, strict=True)]
+        )
+        db.execute("CREATE TEMP TABLE context (at INTEGER PRIMARY KEY, id INTEGER)")
+        db.executemany("INSERT INTO temp.context VALUES (?, ?)", list(enumerate(ids)))
+        first_us, step_us = wall_us() - over_s * 1_000_000, over_s * 1_000_000 // count
+        fields = {"count": count, "namespace": namespace, "first_us": first_us, "step_us": step_us, "contexts": CONTEXTS}
+        db.execute(_ROWS, fields)
+        size = count * row_bytes(len(str(count))) + sum(fragment_bytes(len(text)) for text in texts)
+        db.execute("UPDATE namespace SET bytes = ? WHERE id = ?", (size, namespace))
+        database.set_position(db, database.position(db)._replace(row=count + 1))
+
+
+@contextmanager
+def _bulk(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(database.connect(path)) as db:
+        db.executescript("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -65536")
+        with database.writing(db):
+            yield db
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # so that the upkeep of what is measured does not

@@ -22,10 +22,9 @@ from .variants import BENCH_SERVER, GUARD, Variant, prepared
 
 ROUND_S = 0.5  # that one variant should take in one round
 TRY_CALLS = 4000
-LEAST_CALLS = 10_000  # so that thousands can be under way
+CALLS = (10_000, 1 << 62)  # so many in a round, so that thousands can be under way
 CALLS_A_WRITE = 100  # so that the client is not what is measured
 PROBE_BYTES = 8 << 20
-MOST_BYTES = 1 << 30
 END = b"stream complete"
 TOGETHER_S = 5
 AT_ONCE = 20
@@ -39,13 +38,13 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[R
     """Calls when the client does not wait for answers, so that thousands are under way; and a loop that is denied."""
     with started(variants, BENCH_SERVER, "free", folder) as sessions:
         alone_mib = memory_mib(sessions)
-        calls = _rates(sessions, flood, effort, TRY_CALLS, least=LEAST_CALLS)
+        calls = _rates(sessions, flood, effort, TRY_CALLS, CALLS)
         memory = beside(alone_mib, memory_mib(sessions))
     guards = [one for one in variants if one.name == GUARD.name]
     with started(guards, BENCH_SERVER, "free", folder / "denials") as sessions:
         for session in sessions:
             use_up(session)
-        denials = _rates(sessions, partial(flood, is_denied=True), effort, TRY_CALLS, least=LEAST_CALLS)
+        denials = _rates(sessions, partial(flood, is_denied=True), effort, TRY_CALLS, CALLS)
         denials_mib = memory_mib(sessions)
     return [
         Row("calls per second, if thousands of calls wait for answers", beside(calls)),
@@ -59,7 +58,7 @@ def measure_streams(variants: Sequence[Variant], effort: Effort, folder: Path) -
     """Bytes from the server to the client, in frames that are each one write of the server."""
     with started(variants, BENCH_SERVER, "free", folder) as sessions:
         large, small = (
-            _rates(sessions, partial(stream, frame_bytes), effort, PROBE_BYTES, most=MOST_BYTES)
+            _rates(sessions, partial(stream, frame_bytes), effort, PROBE_BYTES, (1, 1 << 30))
             for frame_bytes in (1 << 20, 1 << 16)
         )
     rates = {name: [rate / 1e6 for rate in of] for name, of in beside(large, small).items()}
@@ -67,16 +66,10 @@ def measure_streams(variants: Sequence[Variant], effort: Effort, folder: Path) -
 
 
 def _rates(
-    sessions: Sequence[Session],
-    run: Callable[[Session, int], float],
-    effort: Effort,
-    probe: int,
-    *,
-    least: int = 1,
-    most: int = 1 << 62,
+    sessions: Sequence[Session], run: Callable[[Session, int], float], effort: Effort, probe: int, bounds: tuple[int, int]
 ) -> dict[str, float]:
     """How much of something goes through each session in a second. Each gets as much as takes it the time of a round."""
-    seconds = ROUND_S * effort.share
+    seconds, (least, most) = ROUND_S * effort.share, bounds
     amounts = {one.name: min(most, max(least, int(probe / run(one, probe) * seconds))) for one in sessions}
     rates = take_turns(sessions, effort.of(5), lambda one: amounts[one.name] / run(one, amounts[one.name]))
     return {name: median(values) for name, values in rates.items()}
@@ -89,16 +82,7 @@ def use_up(session: Session) -> None:
 
 
 def flood(session: Session, count: int, *, is_denied: bool = False) -> float:
-    """Write `count` calls as fast as they are taken, while reading the answers.
-
-    Args:
-        session: The command.
-        count: How many calls.
-        is_denied: Whether the calls are of a tool whose limit is used up.
-
-    Returns:
-        Seconds from the first write to the last answer.
-    """
+    """Write calls, perhaps of a tool whose limit is used up, while reading the answers; the seconds until the last answer."""
     session.widen_pipes()
     ids = session.ids(count)
     calls = [echo_call(request_id, b"full" if is_denied else b"echo") for request_id in ids]
@@ -163,11 +147,8 @@ def measure_wrappers(effort: Effort, folder: Path, guard: Variant = GUARD) -> li
                 rates = _together(on_store, number, TOGETHER_S * effort.share, folder / name / str(number))
                 values[name].append(sum(rates))
                 share = min(rates) * number / sum(rates)
-                print(
-                    f"  {name.rstrip(':')}, {number} at once: the slowest had {share:.2f} of its share",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                slowest = f"the slowest had {share:.2f} of its share"
+                print(f"  {name.rstrip(':')}, {number} at once: {slowest}", file=sys.stderr, flush=True)
     clients = " / ".join(map(str, effort.wrappers))
     return [Row(f"calls per second, {clients} clients that wait for each answer, one SQLite file", values)]
 

@@ -52,27 +52,8 @@ FLOOD: Final = 20_000
 
 
 _Times = Mapping[str, list[float]]
-_ALL: Final = (BARE, YARDSTICK, GUARD)
-
-
-def measure_calls(folder: Path) -> float:
-    """Time added to one call after another."""
-    return _ratio_of_added(_times(folder, _ALL, lambda session: ping_pong(session, SETTLE + CALLS)[SETTLE:]))
-
-
-def measure_paced(folder: Path) -> float:
-    """Time added to a call every 20 ms."""
-    return _ratio_of_added(_times(folder, _ALL, lambda session: ping_pong(session, 1, int(PACE_S * 1e6)), CALLS))
-
-
-def measure_pipelined(folder: Path) -> float:
-    """Time added to calls that are sent without waiting for answers."""
-    return _ratio_of_added(_times(folder, _ALL, lambda session: _blocks(session, b"echo")))
-
-
-def measure_denials(folder: Path) -> float:
-    """Time until a client that does not wait for answers is denied. The bare server denies nothing."""
-    return _ratio(_times(folder, (YARDSTICK, GUARD), lambda session: _blocks(session, b"full")))
+_DENYING: Final = (YARDSTICK, GUARD)  # the bare server denies nothing
+_ALL: Final = (BARE, *_DENYING)
 
 
 def measure_first_answer(folder: Path) -> float:
@@ -84,13 +65,13 @@ def measure_first_answer(folder: Path) -> float:
             session.read_answer(0)
             return session.cpu_ns()
 
-    times = take_turns((YARDSTICK, GUARD), 1 + STARTS, cpu_ns)
+    times = take_turns(_DENYING, 1 + STARTS, cpu_ns)
     return _ratio({name: values[1:] for name, values in times.items()})  # the first finds cold caches and makes the store
 
 
 def measure_memory(folder: Path) -> float:
     """Most memory taken, after floods of calls and of denials."""
-    with _sessions(folder, (YARDSTICK, GUARD)) as sessions:
+    with _sessions(folder, _DENYING) as sessions:
         for session in sessions:
             flood(session, FLOOD)
             flood(session, FLOOD, is_denied=True)
@@ -99,13 +80,14 @@ def measure_memory(folder: Path) -> float:
 
 
 MEASURES: Final[Mapping[str, Callable[[Path], float]]] = {
-    "calls one after another": measure_calls,
-    "a call every 20 ms": measure_paced,
-    "calls pipelined": measure_pipelined,
-    "denials pipelined": measure_denials,
+    "calls one after another": lambda folder: _ratio_of_added(_times(folder, _ALL, _one_by_one)),
+    "a call every 20 ms": lambda folder: _ratio_of_added(_times(folder, _ALL, _paced, CALLS)),
+    "calls pipelined": lambda folder: _ratio_of_added(_times(folder, _ALL, lambda session: _blocks(session, b"echo"))),
+    "denials pipelined": lambda folder: _ratio(_times(folder, _DENYING, lambda session: _blocks(session, b"full"))),
     "first answer": measure_first_answer,
     "memory": measure_memory,
 }
+"""What mcpguard takes, divided by what the yardstick takes: time that is added to calls, and so on."""
 
 
 @contextmanager
@@ -121,6 +103,14 @@ def _times(
 ) -> dict[str, list[float]]:
     with _sessions(folder, variants) as sessions:
         return {name: [*chain(*of_rounds)] for name, of_rounds in take_turns(sessions, rounds, take).items()}
+
+
+def _one_by_one(session: Session) -> list[float]:
+    return ping_pong(session, SETTLE + CALLS)[SETTLE:]
+
+
+def _paced(session: Session) -> list[float]:
+    return ping_pong(session, 1, int(PACE_S * 1e6))
 
 
 def _blocks(session: Session, tool: bytes) -> list[float]:
@@ -147,11 +137,6 @@ def _ratio_of_added(times: _Times) -> float:
 
 
 def read(file: Path = REFERENCES) -> dict[str, float]:
-    """The references.
-
-    Raises:
-        BenchmarkError: They are not those of the ratios that are measured.
-    """
     references: dict[str, float] = tomllib.loads(file.read_text(encoding="utf-8"))
     if references.keys() != MEASURES.keys():
         raise BenchmarkError(f"{file.name} has not the ratios that are measured: renew it with --renew")
@@ -176,16 +161,7 @@ def measure(name: str, folder: Path) -> float:
 
 
 def check(references: Mapping[str, float], measure: Callable[[str], float], say: Callable[[str], object] = print) -> list[str]:
-    """Measure all ratios; those that are over their references again, since a busy machine can be the cause.
-
-    Args:
-        references: The references, by name.
-        measure: Measures a ratio.
-        say: Takes a line about each ratio.
-
-    Returns:
-        A sentence for each ratio that is over its reference each time.
-    """
+    """A sentence for each ratio that is over its reference each time, since a busy machine can be the cause of one."""
     found: dict[str, float] = {}
     over = list(references)
     for _ in range(TRIES):

@@ -16,15 +16,8 @@ NAMES: Final = {"bare": "bare server", LEAST.name: "smallest possible relay", "w
 
 
 class Effort(NamedTuple):
-    """How much to measure.
-
-    Attributes:
-        share: The share of the usual rounds, calls and seconds.
-        wrappers: How many wrappers share a store.
-    """
-
-    share: float = 1.0
-    wrappers: tuple[int, ...] = (1, 4, 16)
+    share: float = 1.0  # of the usual rounds, calls and seconds
+    wrappers: tuple[int, ...] = (1, 4, 16)  # how many share a store
 
     def of(self, usual: int) -> int:
         """How many instead of the usual number, at least 1."""
@@ -32,22 +25,12 @@ class Effort(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-        text: What was measured.
-        values: Its figures by variant.
-        unit: Their unit.
-    """
-
     text: str
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, Sequence[float]]  # the figures by variant
     unit: str = ""
 
 
 class Named(Protocol):
-    """A variant, or its session."""
-
     @property
     def name(self) -> str: ...
 
@@ -90,7 +73,6 @@ def beside(*figures: Mapping[str, float]) -> dict[str, list[float]]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table."""
     lines = ["", "| | mcpguard | for comparison |", "|---|---|---|"]
     for row in rows:
         cells = {name: f"{' / '.join(map(_rounded, values))} {row.unit}".strip() for name, values in row.values.items()}

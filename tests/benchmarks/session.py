@@ -34,10 +34,7 @@ class BenchmarkError(Exception):
 
 
 class Session:
-    """A command under test and the two ends of its pipes.
-
-    A command that does not finish within `deadline_s` seconds is killed, which shows as its output's end.
-    """
+    """A command under test and the two ends of its pipes. It is killed after `deadline_s`, which shows as its output's end."""
 
     def __init__(
         self, name: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, deadline_s: float = 150
@@ -46,15 +43,9 @@ class Session:
         self._last_id = 0
         self._stderr_file = cwd / "stderr"
         with self._stderr_file.open("ab") as stderr:
+            pipe = subprocess.PIPE
             self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                bufsize=0,
-                cwd=cwd,
-                env=env,
-                start_new_session=True,
+                argv, stdin=pipe, stdout=pipe, stderr=stderr, bufsize=0, cwd=cwd, env=env, start_new_session=True
             )
         if self._process.stdin is None or self._process.stdout is None:
             raise AssertionError("both were asked for")
@@ -79,7 +70,6 @@ class Session:
                 self._kill()
 
     def ids(self, count: int) -> range:
-        """The ids of the next requests."""
         self._last_id += count
         return range(self._last_id - count + 1, self._last_id + 1)
 
@@ -104,11 +94,7 @@ class Session:
         return data
 
     def read_answer(self, request_id: int) -> None:
-        """Wait for the answer to a request, past notifications.
-
-        Raises:
-            BenchmarkError: the next response is another request's, or an error.
-        """
+        """Wait for the answer to a request, past notifications. The next response must be this one, and no error."""
         rest = b""
         while True:
             *lines, rest = (rest + self.read()).split(b"\n")
@@ -147,7 +133,6 @@ class Session:
             os.kill(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill the started process alone, without the server it started."""
         self._process.kill()
 
     def check_store(self) -> None:
@@ -174,15 +159,7 @@ def ping_pong(
     tools: Sequence[bytes] = (b"echo",),
     between: Callable[[], object] | None = None,
 ) -> list[float]:
-    """Make `count` calls, one at a time; the time of each in microseconds.
-
-    Args:
-        session: The command.
-        count: How many calls.
-        pause_us: How long to sleep before each call.
-        tools: The tools to call, in turn.
-        between: What to do before each call, outside of its time.
-    """
+    """Make calls, one at a time, of these tools in turn; the time of each in microseconds, without what is done before it."""
     ids = session.ids(count)
     calls = [echo_call(request_id, tools[at % len(tools)]) for at, request_id in enumerate(ids)]
     answers: list[bytes] = []

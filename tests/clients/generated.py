@@ -17,42 +17,17 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 class File(NamedTuple):
-    """A generated file.
-
-    Attributes:
-        data: Its content.
-        layout: Where its servers are.
-        dialect: Its dialect.
-        words: The command and the arguments of `crm`.
-        has_args: Whether `crm` has a member for arguments.
-    """
-
     data: bytes
     layout: Layout
     dialect: Dialect
-    words: tuple[str, ...]
-    has_args: bool
+    words: tuple[str, ...]  # the command and the arguments of `crm`
+    has_args: bool  # whether `crm` has a member for arguments
 
 
 WORDS: Final = st.sampled_from(
     [
-        "npx",
-        "-y",
-        "--",
-        "run",
-        "mcpguard",
-        "@acme/crm",
-        "C:\\crm\\x.db",
-        "${input:t}",
-        'a"b',
-        "é😀",
-        "it's",
-        "",
-        "a b",
-        "#x",
-        "//",
-        "1",
-        "true",
+        *("npx", "-y", "--", "run", "mcpguard", "@acme/crm", "C:\\crm\\x.db", "${input:t}", 'a"b'),
+        *("é😀", "it's", "", "a b", "#x", "//", "1", "true"),
     ]
 )
 PROGRAMS: Final = st.sampled_from(
@@ -61,13 +36,16 @@ PROGRAMS: Final = st.sampled_from(
 
 
 def file(dialect: Dialect) -> st.SearchStrategy[File]:
-    """Files of a dialect."""
-    if dialect is Dialect.TOML:
-        return toml_files()
-    return yaml_files() if dialect is Dialect.YAML else json_files(dialect)
+    return {Dialect.TOML: toml_files, Dialect.YAML: yaml_files}.get(dialect, lambda: json_files(dialect))()
+
+
+def _start(draw: Draw) -> tuple[str, list[str] | None]:
+    """A program, and arguments if it has a member for them."""
+    return draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
 
 
 def _bytes(draw: Draw, text: str) -> bytes:
+    text = text.rstrip("\n") if draw(st.booleans()) else text  # JSON has spaces around it
     if draw(st.booleans()):
         text = text.replace("\n", "\r\n")
     return ("\ufeff" if draw(st.booleans()) else "").encode() + text.encode()
@@ -104,32 +82,30 @@ class Json:
         if isinstance(item, list):
             return self.joined("[", [self.value(part) for part in item], "]")
         if isinstance(item, dict):
-            return self.joined("{", [self.member(key, self.value(part)) for key, part in item.items()], "}")
+            return self.object([(key, self.value(part)) for key, part in item.items()])
         return self.string(item) if isinstance(item, str) else json.dumps(item)
 
     def member(self, key: str, text: str) -> str:
         return f"{self.string(key)}{self.gap()}:{self.gap()}{text}"
 
+    def object(self, members: list[tuple[str, str]]) -> str:
+        return self.joined("{", [self.member(key, text) for key, text in members], "}")
+
 
 JSON_LAYOUTS: Final = [
-    Layout(("mcpServers",)),
-    Layout(("projects", "/p/q", "mcpServers")),
-    Layout((), nested="transport"),
-    Layout(("mcp",), args=None),
-    Layout(("amp.mcpServers",), is_list=True),
+    *(Layout(("mcpServers",)), Layout(("projects", "/p/q", "mcpServers")), Layout((), nested="transport")),
+    *(Layout(("mcp",), args=None), Layout(("amp.mcpServers",), is_list=True)),
 ]
 
 
 @st.composite
 def json_files(draw: Draw, dialect: Dialect) -> File:
-    """Files of one of the dialects of JSON."""
     write = Json(draw, dialect)
     layout = draw(st.sampled_from(JSON_LAYOUTS))
-    program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
+    program, args = _start(draw)
     words = (program, *(args or ()))
     entry: dict[str, Any] = {"command": list(words)} if layout.args is None else {"command": program}
-    if layout.args is not None and args is not None:
-        entry["args"] = args
+    entry |= {} if layout.args is None or args is None else {"args": args}
     entry |= draw(st.dictionaries(st.sampled_from("abc"), _VALUES, max_size=2))
     if layout.is_list:
         entry["name"] = "crm"
@@ -138,18 +114,14 @@ def json_files(draw: Draw, dialect: Dialect) -> File:
         parts.insert(0, write.member("command", write.value(draw(st.sampled_from(["old", 1, None, ["x"]])))))
     text = write.joined("{", parts, "}")
     if layout.nested and draw(st.booleans()):
-        text = write.joined("{", [write.member("transport", text), write.member("x", "1")], "}")
+        text = write.object([("transport", text), ("x", "1")])
     servers = [("other", write.value({"name": "other", "command": "x", "args": ["mcpguard", "run", "--"]}))]
     if not layout.is_list and draw(st.booleans()):
         servers.append(("crm", write.value({"command": "earlier", "args": []})))
     servers += [("crm", text), *draw(st.sampled_from([[], [("z", write.value({"name": "z", "url": "https://x"}))]]))]
-    if layout.is_list:
-        text = write.joined("[", [server for _, server in servers], "]")
-    else:
-        text = write.joined("{", [write.member(key, server) for key, server in servers], "}")
+    text = write.joined("[", [server for _, server in servers], "]") if layout.is_list else write.object(servers)
     for key in reversed(layout.path):
-        members = [("before", write.value(draw(_VALUES))), (key, text), ("after", write.value(draw(_VALUES)))]
-        text = write.joined("{", [write.member(name, item) for name, item in members], "}")
+        text = write.object([("before", write.value(draw(_VALUES))), (key, text), ("after", write.value(draw(_VALUES)))])
     data = _bytes(draw, write.gap() + text + write.gap())
     return File(data, layout, dialect, words, args is not None or layout.args is None)
 
@@ -159,8 +131,6 @@ _VALUES: Final = st.sampled_from([None, True, 0, 1.5, "x", "// no", [], {}, [1, 
 
 @st.composite
 def toml_files(draw: Draw) -> File:
-    """Files of TOML."""
-
     def string(text: str) -> str:
         kinds = [json.dumps(text, ensure_ascii=False), json.dumps(text).replace("\\ud83d\\ude00", "\\U0001f600")]
         kinds.append('"""' + json.dumps(text, ensure_ascii=False)[1:-1] + '"""')
@@ -174,7 +144,7 @@ def toml_files(draw: Draw) -> File:
         parts = [f"{_some(draw, *gaps)}{string(item)}{_some(draw, *gaps)}" for item in items]
         return f"[{','.join(parts) or _some(draw, *gaps)}{trailing}]"
 
-    program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
+    program, args = _start(draw)
     equals = _some(draw, "=", " = ", "\t=  ")
     indent = _some(draw, "", "", "  ", "\t")
     comment = _some(draw, "", '  # it\'s "so"', "#")
@@ -196,14 +166,11 @@ def toml_files(draw: Draw) -> File:
         text = above + other + _some(draw, header, spaced)
         other = _some(draw, "", "\n[after]\n", "[mcp_servers]\n", '["a.b".c]\nd = [{ e = "]" }, [ [ ] ]]\n')
     text += other
-    if draw(st.booleans()):
-        text = text.rstrip("\n")
     return File(_bytes(draw, text), Layout(("mcp_servers",)), Dialect.TOML, (program, *(args or ())), args is not None)
 
 
 @st.composite
 def yaml_files(draw: Draw) -> File:
-    """Files of YAML."""
     comment = _some(draw, "", "", "  # it's [so")
 
     def string(text: str, *, is_flow: bool) -> str:
@@ -214,7 +181,7 @@ def yaml_files(draw: Draw) -> File:
             kinds.append(text)
         return _some(draw, *kinds)
 
-    program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
+    program, args = _start(draw)
     layout = draw(st.sampled_from([Layout(("extensions",), command="cmd"), Layout(("mcpServers",), is_list=True)]))
     step = draw(st.sampled_from([1, 2, 4]))
     is_flow = draw(st.booleans())
@@ -238,10 +205,7 @@ def yaml_files(draw: Draw) -> File:
     if is_flow:
         body = ["{" + ", ".join(f"{key}: {text}" for key, text in members) + "}" + comment]
     else:
-        lines = [
-            f"{key}:{'' if text.startswith(chr(10)) else ' '}{text}{comment if chr(10) not in text else ''}"
-            for key, text in members
-        ]
+        lines = [f"{key}:{text}" if text[:1] == "\n" else f"{key}: {text}{comment}" for key, text in members]
         body = "\n".join(lines).split("\n")
     if layout.is_list:
         body = [f"{'- ' if at == 0 else '  '}{line}" for at, line in enumerate(body)]
@@ -255,6 +219,4 @@ def yaml_files(draw: Draw) -> File:
     servers = draw(st.sampled_from([body, [*other, *body], [*body, *other]]))
     text = f"{_some(draw, '', '# top' + chr(10), 'a: {b: [c]}' + chr(10), '---' + chr(10))}{layout.path[0]}:{comment}\n"
     text += "".join(f"{pad}{line}\n" for line in servers) + _some(draw, "", "after: 1\n", "\n# end\n")
-    if draw(st.booleans()):
-        text = text.rstrip("\n")
     return File(_bytes(draw, text), layout, Dialect.YAML, (program, *(args or ())), args is not None)

@@ -7,12 +7,14 @@ from typing import Any
 from mcpguard.clients.launcher import PROGRAM
 
 
+def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
+    written(file, text).chmod(0o755)
+    return file
+
+
 def impostor(path: Path, touched: Path | None = None, version: str = "0.1.0") -> str:
     """Write a program that is merely called mcpguard. It says a version, and leaves a file behind if it is run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{f'env > {touched}' if touched else ':'}\necho mcpguard {version}\n")
-    path.chmod(0o755)
-    return str(path)
+    return str(program(path, f"#!/bin/sh\n{f'env > {touched}' if touched else ':'}\necho mcpguard {version}\n"))
 
 
 def installed(folder: Path, version: str, packages: str = "lib/python3.12/site-packages", *, listed: bool = True) -> str:
@@ -35,5 +37,4 @@ def written(file: Path, value: Any) -> Path:
 
 
 def hooks(command: str, matcher: str = "*", event: str = "PreToolUse", **more: object) -> dict[str, Any]:
-    """A client's file with a hook."""
     return {"hooks": {event: [{"matcher": matcher, "hooks": [{"type": "command", "command": command} | more]}]}}

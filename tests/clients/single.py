@@ -29,7 +29,6 @@ def guard_of(data: bytes, layout: Layout, dialect: Dialect, name: str) -> tuple[
 
 
 def edit(data: bytes, dialect: Dialect, wanted: Edit) -> bytes:
-    """The file after an edit."""
     made = edited(data, dialect, [wanted])
     for fault in made.faults:
         raise fault

@@ -54,55 +54,36 @@ BY_HAND = "add its command to the client's own file, switch it off here, then ru
 
 CLAUDE = "claude-code crm@market plugin:crm:crm"
 AGENT = ".vscode/agent-plugins/github.com/acme/crm x"
+AGENT_PLUGINS = {
+    ".vscode/agent-plugins/installed.json": {
+        "version": 1,
+        "installed": [{"pluginUri": f"file://HOME/{AGENT}".replace(" ", "%20"), "marketplace": "acme/crm"}],
+    },
+    f"{AGENT}/plugin.json": {"$schema": "https://agent-plugins.org/1", "name": "crm"},
+    f"{AGENT}/mcp.json": {"$schema": "s", **SERVERS},
+    ".vscode/agent-plugins/github.com/acme/other/mcp.json": SERVERS,
+}
+OF_CODEX = ".codex/plugins/cache/market/crm/1.0"
 BUNDLE = {"type": "node", "entry_point": "i.js", "mcp_config": {"command": "node", "args": ["${__dirname}/i.js"]}}
 
 FORMS = [
     ("claude-code", {f"{CACHE}/1.0/.mcp.json": SERVERS}, CLAUDE, "--enforce"),
     ("a flat file", {f"{CACHE}/1.0/.mcp.json": STDIO}, CLAUDE, "--enforce"),
     ("in the manifest", {f"{CACHE}/1.0/.claude-plugin/plugin.json": SERVERS}, CLAUDE, "--enforce"),
-    (
-        "codex",
-        {
-            ".codex/plugins/cache/market/crm/1.0/.codex-plugin/plugin.json": {"mcpServers": "./servers.json"},
-            ".codex/plugins/cache/market/crm/1.0/servers.json": SERVERS,
-        },
-        "codex crm@market crm",
-        "",
-    ),
+    ("codex", {f"{OF_CODEX}/.codex-plugin/plugin.json": {"mcpServers": "./servers.json"}, f"{OF_CODEX}/servers.json": SERVERS},
+     "codex crm@market crm", ""),
     ("copilot", {".copilot/installed-plugins/market/crm/.github/mcp.json": SERVERS}, "copilot crm crm", "--enforce"),
     ("cursor", {".cursor/plugins/local/crm/mcp.json": SERVERS}, "cursor crm crm", "--enforce"),
-    (
-        "Agent Plugins",
-        {
-            ".vscode/agent-plugins/installed.json": {
-                "version": 1,
-                "installed": [{"pluginUri": f"file://HOME/{AGENT}".replace(" ", "%20"), "marketplace": "acme/crm"}],
-            },
-            f"{AGENT}/plugin.json": {"$schema": "https://agent-plugins.org/1", "name": "crm"},
-            f"{AGENT}/mcp.json": {"$schema": "s", **SERVERS},
-            ".vscode/agent-plugins/github.com/acme/other/mcp.json": SERVERS,
-        },
-        "vscode crm x crm",
-        BY_HAND.format("vscode"),
-    ),
+    ("Agent Plugins", AGENT_PLUGINS, "vscode crm x crm", BY_HAND.format("vscode")),
     ("gemini", {".gemini/extensions/crm/gemini-extension.json": {"name": "crm", **SERVERS}}, "gemini crm crm", "--enforce"),
     ("qwen", {".qwen/extensions/crm/qwen-extension.json": {"name": "crm", **SERVERS}}, "qwen crm crm", BY_HAND.format("qwen")),
-    (
-        "a bundle",
-        {
-            ".config/Claude/Claude Extensions/ant.dir.crm/manifest.json": {
-                "name": "crm",
-                "server": BUNDLE,
-            }
-        },
-        "claude-desktop ant.dir.crm crm",
-        BY_HAND.format("claude-desktop"),
-    ),
+    ("a bundle", {".config/Claude/Claude Extensions/ant.dir.crm/manifest.json": {"name": "crm", "server": BUNDLE}},
+     "claude-desktop ant.dir.crm crm", BY_HAND.format("claude-desktop")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("files", "server", "fix"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
-def test_a_server_that_a_plugin_brings_is_unguarded_with_what_would_guard_it(
+def test_a_plugins_server_is_told_with_what_would_guard_it(
     machine: Machine, files: dict[str, Any], server: str, fix: str
 ) -> None:
     for name, value in files.items():
@@ -116,9 +97,7 @@ def test_a_server_that_a_plugin_brings_is_unguarded_with_what_would_guard_it(
     ("versions", "used"),
     [(("0.9.0", "0.10.0", "0.2.0"), "0.10.0"), (("2.0", "local"), "local"), (("1.0.0", "abc"), "1.0.0")],
 )
-def test_of_the_versions_of_a_plugin_the_one_that_the_client_starts_counts(
-    machine: Machine, versions: tuple[str, ...], used: str
-) -> None:
+def test_of_a_plugins_versions_the_one_that_is_started_counts(machine: Machine, versions: tuple[str, ...], used: str) -> None:
     for version in versions:
         write(machine, f".codex/plugins/cache/market/crm/{version}/.mcp.json", {"mcpServers": {version: STDIO["crm"]}})
     assert [*states(machine)] == [f"codex crm@market {used}"]
@@ -201,43 +180,29 @@ def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine)
     assert seen(machine) == (expected, "4 of 5 servers guarded, 3 of them by hook")
 
 
+ASYNC: dict[str, Any] = {"async": True}
+ONLY_IF: dict[str, Any] = {"if": "Bash(git *)"}
 OBSERVING = "remove that from its command, if you have seen enough"
-
-
-@pytest.mark.parametrize(
-    ("hook", "fix"),
-    [
-        ({"command": f"{HOOK} hook claude-code"}, INSTALL),
-        ({"matcher": "mcp__crm__.*"}, "remove the matcher in the file"),
-        ({"command": "/gone/mcpguard hook claude-code --enforce"}, INSTALL),
-        ({"command": f"{HOOK} hook codex --enforce"}, "write mcpguard hook claude-code in its place in the file"),
-        ({"command": f"{ENFORCE} --observe"}, OBSERVING),
-        ({"command": f"MCPGUARD_OBSERVE=1 {ENFORCE}"}, OBSERVING),
-        ({"async": True}, "remove async from the hook in the file"),
-        ({"if": "Bash(git *)"}, "remove if from the hook in the file"),
-    ],
-)
-def test_a_hook_that_denies_nothing_or_sees_some_calls_or_is_gone_guards_nothing(
-    machine: Machine, hook: dict[str, Any], fix: str
-) -> None:
-    write(machine, ".claude.json", FAR)
-    write(machine, ".claude/settings.json", hooks(**{"command": ENFORCE, **hook}))
-    assert states(machine) == {"claude-code  far": fix}
 
 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
+        (hooks(f"{HOOK} hook claude-code"), INSTALL),
+        (hooks(ENFORCE, matcher="mcp__crm__.*"), "remove the matcher in the file"),
+        (hooks(ENFORCE, matcher=""), "by hook"),
+        (hooks("/gone/mcpguard hook claude-code --enforce"), INSTALL),
+        (hooks(f"{HOOK} hook codex --enforce"), "write mcpguard hook claude-code in its place in the file"),
+        (hooks(f"{ENFORCE} --observe"), OBSERVING),
+        (hooks(f"MCPGUARD_OBSERVE=1 {ENFORCE}"), OBSERVING),
+        (hooks(ENFORCE, **ASYNC), "remove async from the hook in the file"),
+        (hooks(ENFORCE, **ONLY_IF), "remove if from the hook in the file"),
+        (hooks(ENFORCE) | {"disableAllHooks": True}, "remove that setting"),
         ({"hooks": {"PreToolUse": 5}}, INSTALL),
         (hooks(ENFORCE) | {"hooks": hooks(ENFORCE)["hooks"] | {"PostToolUseFailure": 5}}, "by hook"),
-        (hooks(ENFORCE) | {"disableAllHooks": True}, "remove that setting"),
-        (hooks(ENFORCE, matcher="mcp__.*"), "remove the matcher in the file"),
-        (hooks(ENFORCE, matcher=""), "by hook"),
     ],
 )
-def test_a_hook_that_the_client_does_not_run_for_each_call_guards_nothing(
-    machine: Machine, settings: dict[str, Any], told: str
-) -> None:
+def test_a_hook_guards_if_it_denies_and_is_run_for_each_call(machine: Machine, settings: dict[str, Any], told: str) -> None:
     write(machine, ".claude.json", FAR)
     write(machine, ".claude/settings.json", settings)
     assert states(machine) == {"claude-code  far": told}

@@ -13,12 +13,17 @@ from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client
 from mcpguard.clients.discovery import Fault, Machine, client_paths, entries_of, may_exist, read, sources
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
+from tests.clients.installations import written
+
+
+def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:
+    return [path.as_posix().removeprefix(DRIVE).replace("/home/a", "~") for path in client_paths(machine, BY_KEY[key], project)]
 
 
 @pytest.mark.parametrize(
     ("error", "may"), [(errno.ENOENT, False), (errno.ENOTDIR, False), (errno.EACCES, True), (errno.EIO, True)]
 )
-def test_only_a_file_that_the_system_does_not_find_is_taken_for_missing(
+def test_only_a_file_that_is_not_found_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, may: bool
 ) -> None:
     def fail(_: Path) -> NoReturn:
@@ -26,10 +31,6 @@ def test_only_a_file_that_the_system_does_not_find_is_taken_for_missing(
 
     monkeypatch.setattr(os, "lstat", fail)
     assert may_exist(tmp_path / "mcp.json") is may
-
-
-def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:
-    return [path.as_posix().removeprefix(DRIVE).replace("/home/a", "~") for path in client_paths(machine, BY_KEY[key], project)]
 
 
 HOME = Path("/home/a")
@@ -48,12 +49,7 @@ MAC_APPS = "~/Library/Application Support"
         ("zed", "~/.config/zed/settings.json", "~/.config/zed/settings.json", "~/Roaming/Zed/settings.json"),
         ("opencode", *["~/.config/opencode/opencode.json"] * 3),
         ("goose", *["~/.config/goose/config.yaml"] * 2, "~/Roaming/Block/goose/config/config.yaml"),
-        (
-            "claude-desktop",
-            "~/.config/Claude/claude_desktop_config.json",
-            f"{MAC_APPS}/Claude/claude_desktop_config.json",
-            "~/Roaming/Claude/claude_desktop_config.json",
-        ),
+        ("claude-desktop", *(f"{apps}/Claude/claude_desktop_config.json" for apps in ("~/.config", MAC_APPS, "~/Roaming"))),
     ],
 )
 def test_a_client_has_its_file_in_the_folder_that_each_system_has_for_it(key: str, linux: str, mac: str, windows: str) -> None:
@@ -87,27 +83,21 @@ def test_a_variable_that_moves_a_clients_folder_is_obeyed(key: str, variable: st
 
 
 def test_a_packaged_claude_desktop_on_windows_is_found(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, {"LOCALAPPDATA": str(tmp_path / "Local")}, "win32")
     folder = tmp_path / "Local/Packages/Claude_pzs8sxrjxfjjc/LocalCache/Roaming/Claude"
-    folder.mkdir(parents=True)
-    (folder / "claude_desktop_config.json").write_text("{}")
+    written(folder / "claude_desktop_config.json", {})
+    machine = Machine(tmp_path, {"LOCALAPPDATA": str(tmp_path / "Local")}, "win32")
     assert [source.file.parent for source in sources(machine)] == [folder]
 
 
 def test_profiles_and_insiders_of_vs_code_are_found(tmp_path: Path) -> None:
     for name in ("Code/User", "Code/User/profiles/-1a", "Code - Insiders/User"):
-        (tmp_path / ".config" / name).mkdir(parents=True)
-        (tmp_path / ".config" / name / "mcp.json").write_text("{}")
+        written(tmp_path / ".config" / name / "mcp.json", {})
     found = sources(Machine(tmp_path, {}, "linux"))
     assert {source.client.key for source in found} == {"vscode"}
     assert [source.scope for source in found] == ["user", "profile", "insiders"]
 
 
 SERVER = {"command": "npx", "args": ["-y"]}
-SAMPLES = {
-    Dialect.JSON: lambda content: json.dumps(content, indent=2),
-    Dialect.JSONC: lambda content: "// ours\n" + json.dumps(content, indent=2).replace('"\n', '",\n', 1),
-}
 
 
 def sample(layout: Layout, dialect: Dialect) -> str:
@@ -122,7 +112,8 @@ def sample(layout: Layout, dialect: Dialect) -> str:
     content: object = {layout.command: "npx", layout.args: ["-y"]} if layout.args else {layout.command: ["npx", "-y"]}
     for key in filter(None, (layout.nested, "crm", *reversed(layout.path))):
         content = {key: content}
-    return SAMPLES[dialect](content)
+    text = json.dumps(content, indent=2)
+    return text if dialect is Dialect.JSON else "// ours\n" + text.replace('"\n', '",\n', 1)
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.key for client in CLIENTS])
@@ -143,12 +134,11 @@ def test_the_servers_of_each_location_are_found_and_read(tmp_path: Path, client:
 
 def test_claude_codes_servers_of_a_project_are_found_in_the_accounts_file(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    content = {"mcpServers": {"a": SERVER}, "projects": {str(tmp_path / "one"): {"mcpServers": {"b": SERVER}}, "/two": {}}}
-    (tmp_path / ".claude.json").write_text(json.dumps(content))
-    machine = Machine(tmp_path, {}, "linux")
+    projects = {str(tmp_path / "one"): {"mcpServers": {"b": SERVER}}, "/two": {}}
+    written(tmp_path / ".claude.json", {"mcpServers": {"a": SERVER}, "projects": projects})
 
     def found(project: Path | None) -> list[tuple[str, str, list[str]]]:
-        every = sources(machine, project=project)
+        every = sources(Machine(tmp_path, {}, "linux"), project=project)
         return [(one.scope, one.project, [entry.name for entry in entries_of(one, read(one.file))]) for one in every]
 
     local = ("local", str(tmp_path / "one"), ["b"])
@@ -157,17 +147,13 @@ def test_claude_codes_servers_of_a_project_are_found_in_the_accounts_file(tmp_pa
     assert found(tmp_path) == []
 
 
-def test_projects_of_claude_code_whose_names_are_no_paths_are_passed_over(tmp_path: Path) -> None:
-    projects = {name: {"mcpServers": {"a": SERVER}} for name in ("a\0b", "\ud800", str(tmp_path))}
-    (tmp_path / ".claude.json").write_text(json.dumps({"projects": projects}))
-    (source,) = sources(Machine(tmp_path, {}, "linux"), project=tmp_path)
-    assert source.project == str(tmp_path)
-
-
-def test_a_project_of_claude_code_in_another_form_hides_no_other_project(tmp_path: Path) -> None:
-    projects: dict[str, object] = {"/null": None, "/list": [], "/crm": {"mcpServers": {"crm": SERVER}}}
-    (tmp_path / ".claude.json").write_text(json.dumps({"projects": projects}))
-    assert [one.project for one in sources(Machine(tmp_path, {}, "linux"))] == ["", "/crm"]
+def test_projects_of_claude_code_without_a_path_or_in_another_form_are_passed_over(tmp_path: Path) -> None:
+    one = {"mcpServers": {"a": SERVER}}
+    projects: dict[str, object] = {"a\0b": one, "\ud800": one, "/null": None, "/list": [], str(tmp_path): one}
+    written(tmp_path / ".claude.json", {"projects": projects})
+    machine = Machine(tmp_path, {}, "linux")
+    assert [one.project for one in sources(machine)][-1] == str(tmp_path)
+    assert [one.project for one in sources(machine, project=tmp_path)] == [str(tmp_path)]
 
 
 @pytest.mark.posix  # Windows refuses to open a folder

@@ -14,6 +14,8 @@ from mcpguard.documents.model import Unreadable
 from tests.clients.single import guarded, reguarded, unguarded
 
 SERVERS = Layout(("mcpServers",))
+LISTED = SERVERS._replace(is_list=True)
+COMMAND = Layout(("extensions",), command="cmd")
 GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")
 
 
@@ -27,7 +29,7 @@ def read(entry: Any, dialect: Dialect = Dialect.JSON) -> Entry:
 
 
 def yaml(text: str) -> list[Entry]:
-    return entries(text.encode(), Layout(("extensions",), command="cmd"), Dialect.YAML)
+    return entries(text.encode(), COMMAND, Dialect.YAML)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +41,8 @@ def yaml(text: str) -> list[Entry]:
         (["C:/bin/mcpguard.exe", "run", "--server=x", "npx"], 3),
         (["mcpguard", "run", "--option-of-a-later-version", "x", "--", "npx"], 5),
         (["mcpguard", "run", "npx"], 2),
-        (["mcpguard", "runs", "--", "npx"], None),
-        (["mcpguard", "policy", "show"], None),
-        (["mcpguard"], None),
-        (["mcpguard-tools", "run", "--", "npx"], None),
-        (["npx", "mcpguard", "run", "--", "npx"], None),
+        *((["mcpguard", *words], None) for words in (["runs", "--", "npx"], ["policy", "show"], [])),
+        *(([*words, "run", "--", "npx"], None) for words in (["mcpguard-tools"], ["npx", "mcpguard"])),
     ],
 )
 def test_a_guarded_entry_is_recognised_by_its_words(words: list[str], guard: int | None) -> None:
@@ -54,36 +53,29 @@ def test_a_guarded_entry_is_recognised_by_its_words(words: list[str], guard: int
     assert (plain.words, plain.guard) == (tuple(words[guard or 0 :]), None)
 
 
-@pytest.mark.parametrize(
-    ("entry", "kind", "detail"),
-    [
-        ({"url": "https://x"}, "remote", "https://x"),
-        ({"serverUrl": "https://x"}, "remote", "https://x"),
-        ({"httpUrl": "https://x"}, "remote", "https://x"),
-        ({"uri": "https://x", "type": "sse"}, "remote", "https://x"),
-        ({"url": "https://x", "type": "http", "command": "ignored"}, "remote", "https://x"),
-        ({"command": "npx", "disabled": True}, "disabled", ""),
-        ({"command": "npx", "enabled": False}, "disabled", ""),
-        ({"url": "https://x", "enabled": False}, "disabled", "https://x"),
-        ({"type": "builtin"}, "bundled", ""),
-        ({"source": "extension"}, "bundled", ""),
-        ({"settings": {}}, "bundled", ""),
-        ({}, "faulty", "it has no command"),
-        ([], "faulty", "it is not an object"),
-        ("npx", "faulty", "it is not an object"),
-        ({"command": ""}, "faulty", "its command is empty"),
-        ({"command": None}, "faulty", "its command or an argument of it is not a text"),
-        ({"command": ["npx"]}, "faulty", "its command or an argument of it is not a text"),
-        ({"command": "npx", "args": [8080]}, "faulty", "its command or an argument of it is not a text"),
-        ({"command": "npx", "args": "-y"}, "faulty", "its args is not an array"),
-        ({"command": "npx", "args": None}, "faulty", "its args is not an array"),
-        ({"command": "mcpguard", "args": ["run", "--"]}, "faulty", "it starts mcpguard run without a server's command"),
+FAR = "https://x"
+NO_TEXT = [{"command": None}, {"command": ["npx"]}, {"command": "npx", "args": [8080]}]
+UNGUARDABLE: dict[tuple[str, str], list[Any]] = {
+    ("remote", FAR): [
+        *({"url": FAR}, {"serverUrl": FAR}, {"httpUrl": FAR}, {"uri": FAR, "type": "sse"}),
+        {"url": FAR, "type": "http", "command": "ignored"},
     ],
-)
-def test_an_entry_that_cannot_be_guarded_has_a_kind_and_a_detail(entry: Any, kind: str, detail: str) -> None:
-    found = read(entry)
-    assert (found.kind, found.guard, found.detail) == (kind, None, detail)
-    assert found.words == (("npx",) if "npx" in entry and kind == "disabled" else found.words)
+    ("disabled", ""): [{"command": "npx", "disabled": True}, {"command": "npx", "enabled": False}],
+    ("disabled", FAR): [{"url": FAR, "enabled": False}],
+    ("bundled", ""): [{"type": "builtin"}, {"source": "extension"}, {"settings": {}}],
+    ("faulty", "it has no command"): [{}],
+    ("faulty", "it is not an object"): [[], "npx"],
+    ("faulty", "its command is empty"): [{"command": ""}],
+    ("faulty", "its command or an argument of it is not a text"): NO_TEXT,
+    ("faulty", "its args is not an array"): [{"command": "npx", "args": "-y"}, {"command": "npx", "args": None}],
+    ("faulty", "it starts mcpguard run without a server's command"): [{"command": "mcpguard", "args": ["run", "--"]}],
+}
+
+
+@pytest.mark.parametrize(("entry", "found"), [(entry, found) for found in UNGUARDABLE for entry in UNGUARDABLE[found]])
+def test_an_entry_that_cannot_be_guarded_has_a_kind_and_a_detail(entry: Any, found: tuple[str, str]) -> None:
+    one = read(entry)
+    assert (one.kind, one.detail, one.guard) == (*found, None)
 
 
 def test_a_command_beside_a_url_counts_unless_the_type_says_otherwise() -> None:
@@ -94,26 +86,20 @@ def test_a_command_beside_a_url_counts_unless_the_type_says_otherwise() -> None:
 def test_a_disabled_entry_keeps_its_words_and_its_guard_can_be_removed() -> None:
     data = servers(crm={"command": "mcpguard", "args": ["run", "--", "npx", "-y"], "disabled": True})
     (found,) = entries(data, SERVERS, Dialect.JSON)
-    assert (found.kind, found.words, found.guard) == (
-        "disabled",
-        ("mcpguard", "run", "--", "npx", "-y"),
-        ("mcpguard", "run", "--"),
-    )
+    guard = ("mcpguard", "run", "--")
+    assert (found.kind, found.words, found.guard) == ("disabled", (*guard, "npx", "-y"), guard)
+    assert read({"command": "npx", "enabled": False}).words == ("npx",)
     assert unguarded(data, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": ["-y"], "disabled": True})
 
 
-def test_only_variables_whose_value_is_a_text_are_the_servers() -> None:
+def test_variables_with_another_value_than_a_text_are_left_out_and_a_sandboxed_entry_is_marked() -> None:
     assert read({"command": "npx", "env": {"A": "b", "N": 1, "L": ["b"], "O": {"P": "b"}, "Z": None}}).env == {"A": "b"}
-
-
-def test_a_sandboxed_entry_is_marked() -> None:
     assert [read({"command": "npx", "sandboxEnabled": on}).is_sandboxed for on in (True, False)] == [True, False]
 
 
 def test_an_array_of_all_words_must_be_an_array_of_texts() -> None:
-    layout = Layout(("mcp",), args=None)
-    data = json.dumps({"mcp": {"a": {"command": "npx"}, "b": {"command": []}, "c": {"command": ["x", 1]}}}).encode()
-    assert [entry.detail for entry in entries(data, layout, Dialect.JSON)] == [
+    data = servers(a={"command": "npx"}, b={"command": []}, c={"command": ["x", 1]})
+    assert [entry.detail for entry in entries(data, SERVERS._replace(args=None), Dialect.JSON)] == [
         "its command is not an array",
         "its command is empty",
         "its command or an argument of it is not a text",
@@ -121,11 +107,11 @@ def test_an_array_of_all_words_must_be_an_array_of_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b" \r\n", b"\xef\xbb\xbf\n", b"{}", b'{"mcpServers": []}', b'{"mcpServers": null}', b"[]"]
+    "data", [*(b"", b" \r\n", b"\xef\xbb\xbf\n", b"{}", b"[]"), b'{"mcpServers": []}', b'{"mcpServers": null}']
 )
 def test_a_file_without_servers_has_none(data: bytes) -> None:
     assert entries(data, SERVERS, Dialect.JSON) == []
-    assert entries(data, Layout(("mcpServers",), is_list=True), Dialect.JSON) == []
+    assert entries(data, LISTED, Dialect.JSON) == []
 
 
 def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faulty() -> None:
@@ -134,20 +120,19 @@ def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faul
     assert b'"a"' in guarded(data, SERVERS, Dialect.JSON, "crm", GUARD)
     data = b'{"mcpServers": {"crm": {"command": "a", "args": [1], "command": "b", "args": ["c"]}}}'
     assert [entry.words for entry in entries(data, SERVERS, Dialect.JSON)] == [("b", "c")]
-    listed = Layout(("mcpServers",), is_list=True)
     data = b'{"mcpServers": [{"name": "crm", "command": "a"}, {"name": "crm", "command": "b"}, 1]}'
-    assert [(entry.kind, entry.detail) for entry in entries(data, listed, Dialect.JSON)] == [
+    assert [(entry.kind, entry.detail) for entry in entries(data, LISTED, Dialect.JSON)] == [
         ("faulty", "a later server has the same name"),
         ("stdio", ""),
         ("faulty", "it is not an object"),
     ]
-    new = guarded(data, listed, Dialect.JSON, "crm", GUARD)
-    assert unguarded(new, listed, Dialect.JSON, "crm", drop_empty_args=True) == data
+    new = guarded(data, LISTED, Dialect.JSON, "crm", GUARD)
+    assert unguarded(new, LISTED, Dialect.JSON, "crm", drop_empty_args=True) == data
 
 
 def test_of_several_servers_without_a_name_in_a_list_none_is_said_to_have_the_name_of_another() -> None:
     data = b'{"mcpServers": [{"command": "a"}, {"command": "b"}]}'
-    first, last = entries(data, Layout(("mcpServers",), is_list=True), Dialect.JSON)
+    first, last = entries(data, LISTED, Dialect.JSON)
     assert (first.kind, first.detail) == ("faulty", "it has no name")
     assert (last.kind, last.name) == ("stdio", "")
 
@@ -247,17 +232,9 @@ def test_comments_in_a_yaml_block_of_which_nothing_is_left_stay(drop: bool) -> N
 @pytest.mark.parametrize(
     "entry",
     [
-        "&a {cmd: x}",
-        "{cmd: &a x}",
-        "{cmd: !!str x}",
-        "{cmd: x, args: &a []}",
-        "{cmd: x, args: [!!str y]}",
-        "{cmd: x, <<: {args: [y]}}",
-        "\n  cmd: x\n  args:\n  - &a y",
-        "*other",
-        "{cmd: *word}",
-        "{cmd: x, args: [*word]}",
-        "\n  cmd: x\n  args:\n  - a\n  - *word",
+        *("&a {cmd: x}", "{cmd: &a x}", "{cmd: x, args: &a []}", "\n  cmd: x\n  args:\n  - &a y"),
+        *("*other", "{cmd: *word}", "{cmd: x, args: [*word]}", "\n  cmd: x\n  args:\n  - a\n  - *word"),
+        *("{cmd: !!str x}", "{cmd: x, args: [!!str y]}", "{cmd: x, <<: {args: [y]}}"),
     ],
 )
 def test_a_yaml_entry_with_an_anchor_an_alias_a_tag_or_a_merge_key_is_refused(entry: str) -> None:
@@ -265,15 +242,18 @@ def test_a_yaml_entry_with_an_anchor_an_alias_a_tag_or_a_merge_key_is_refused(en
     assert [(entry.kind, entry.detail[:21]) for entry in found] == [("faulty", "it has a YAML anchor,")]
 
 
-def test_servers_under_a_yaml_anchor_raise() -> None:
-    with pytest.raises(Unreadable, match="extensions: it has a YAML anchor") as caught:
-        yaml("a: 1\nextensions: &a\n crm: {cmd: x}\n")
-    assert (caught.value.line, caught.value.column) == (2, 13)
-
-
-def test_a_yaml_file_that_does_not_parse_raises() -> None:
-    with pytest.raises(Unreadable):
-        yaml("extensions:\n crm: {cmd: |\n  x\n}\n")
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        ("a: 1\nextensions: &a\n crm: {cmd: x}\n", "extensions: it has a YAML anchor", (2, 13)),
+        ("extensions:\n crm: {cmd: |\n  x\n}\n", "found character", (2, 13)),
+    ],
+    ids=["anchor", "no YAML"],
+)
+def test_yaml_whose_servers_cannot_be_read_raises_with_the_place(text: str, message: str, place: tuple[int, int]) -> None:
+    with pytest.raises(Unreadable, match=message) as caught:
+        yaml(text)
+    assert (caught.value.line, caught.value.column) == place
 
 
 @pytest.mark.parametrize(
@@ -291,19 +271,21 @@ def test_a_yaml_command_that_cannot_be_moved_as_it_is_written_is_refused(entry: 
 
 def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
     with pytest.raises(Unreadable, match="the server crm cannot be edited in place") as caught:
-        guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
+        guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", COMMAND, Dialect.YAML, "crm", GUARD)
     assert (caught.value.line, caught.value.column) == (3, 5)
 
 
-def test_the_path_of_mcpguard_is_replaced_in_a_command_and_in_an_array_of_all_words() -> None:
-    data = guarded(servers(crm={"command": "npx", "args": ["-y"]}), SERVERS, Dialect.JSON, "crm", GUARD)
-    assert reguarded(data, SERVERS, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
-    layout = Layout(("mcpServers",), args=None)
-    data = guarded(servers(crm={"command": ["npx", "-y"]}), layout, Dialect.JSON, "crm", GUARD)
+@pytest.mark.parametrize(
+    ("layout", "entry"),
+    [(SERVERS, {"command": "npx", "args": ["-y"]}), (SERVERS._replace(args=None), {"command": ["npx", "-y"]})],
+    ids=["command", "array of all words"],
+)
+def test_the_path_of_mcpguard_is_replaced(layout: Layout, entry: dict[str, Any]) -> None:
+    data = guarded(servers(crm=entry), layout, Dialect.JSON, "crm", GUARD)
     assert reguarded(data, layout, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
 
 
-COMMAND = Layout(("extensions",), command="cmd")
+TABLES, NESTED = Layout(("m",), is_list=True), Layout(("m",), nested="transport")
 LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncommand = 'y'\n[m.env]\nA = 'b'\n"
 
 
@@ -319,24 +301,12 @@ LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncomma
         ),
         (Dialect.YAML, COMMAND, "extensions:\n crm:\n  ? cmd\n  : x\n  ? args\n  : - y\n", '  : - "run"\n    - "--server"\n'),
         (Dialect.YAML, COMMAND, "extensions:\n crm:\n  cmd: x,y\n  args:\n  - a\n", "- x,y\n"),
-        (
-            Dialect.TOML,
-            Layout(("m",), is_list=True),
-            LIST_OF_TABLES,
-            """/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n""",
-        ),
-        (
-            Dialect.TOML,
-            Layout(("m",), nested="transport"),
-            "m = { crm = { transport.command = 'x' } }\n",
-            """transport.args = ["run", "--server", "crm", "--", 'x']""",
-        ),
+        (Dialect.TOML, TABLES, LIST_OF_TABLES, """/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n"""),
+        (Dialect.TOML, NESTED, "m = { crm = { transport.command = 'x' } }\n", """ = ["run", "--server", "crm", "--", 'x']"""),
     ],
     ids=["alias elsewhere", "no space", "after a colon", "commas in a block", "list of tables", "dotted"],
 )
-def test_a_guard_is_written_in_the_style_of_the_entry_and_removed_byte_for_byte(
-    dialect: Dialect, layout: Layout, text: str, written: str
-) -> None:
+def test_a_guard_has_the_entrys_style_and_goes_byte_for_byte(dialect: Dialect, layout: Layout, text: str, written: str) -> None:
     new = guarded(text.encode(), layout, dialect, "crm", GUARD)
     assert written in new.decode()
     assert unguarded(new, layout, dialect, "crm", drop_empty_args="args" not in text) == text.encode()
@@ -344,11 +314,6 @@ def test_a_guard_is_written_in_the_style_of_the_entry_and_removed_byte_for_byte(
 
 def test_words_keep_their_characters_in_every_dialect() -> None:
     guard = ('/é😀\u2028\x7f\x85"\\\t/mcpguard', "run", "--server", "\x01\ufeff", "--")
-    files = {
-        Dialect.JSON: servers(crm={"command": "x"}),
-        Dialect.TOML: b"mcpServers.crm.command = 'x'",
-        Dialect.YAML: b"mcpServers: {crm: {command: x}}",
-    }
-    for dialect, data in files.items():
-        new = guarded(data, SERVERS, dialect, "crm", guard)
-        assert entries(new, SERVERS, dialect)[0].guard == guard
+    toml, yaml = b"mcpServers.crm.command = 'x'", b"mcpServers: {crm: {command: x}}"
+    for dialect, data in {Dialect.JSON: servers(crm={"command": "x"}), Dialect.TOML: toml, Dialect.YAML: yaml}.items():
+        assert entries(guarded(data, SERVERS, dialect, "crm", guard), SERVERS, dialect)[0].guard == guard

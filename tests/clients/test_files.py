@@ -23,56 +23,35 @@ ON_WINDOWS: Final = sys.platform == "win32"
 GOOSE: Final = f"{APPS}/Block/goose/config/config.yaml" if ON_WINDOWS else "home/.config/goose/config.yaml"
 ZED: Final = f"{APPS}/Zed/settings.json" if ON_WINDOWS else "home/.config/zed/settings.json"
 GOOSES: Final = {"developer": "bundled", "shared": "faulty", "tagged": "faulty", "web": "remote", "off": "disabled"}
+CODEXES: Final = {"figma": "remote", "old": "disabled"}
+OFF: Final = {"off": "disabled"}
+WINDSURF: Final = "home/.codeium/windsurf"
 ZEDS: Final = {"postgres-context-server": "bundled", "old-form": "faulty"}
 
 
 class Sample(NamedTuple):
-    """A file of `tests/clients/files`.
-
-    Attributes:
-        file: Its name.
-        client: The client that reads it.
-        place: Where it belongs, below a folder with a home folder and a project.
-        stdio: The names of its stdio servers, with commas.
-        others: The kinds of its other servers.
-    """
-
     file: str
     client: str
-    place: str
-    stdio: str
-    others: Mapping[str, str] = MappingProxyType({})
+    place: str  # below a folder with a home folder and a project
+    stdio: str  # the names of its stdio servers, with commas
+    others: Mapping[str, str] = MappingProxyType({})  # the kinds of its other servers
 
 
+CLAUDE: Final = "claude_desktop_config.json"
 SAMPLES: Final = [
-    Sample(
-        "claude_desktop_config.json",
-        "claude-desktop",
-        f"{APPS}/Claude/claude_desktop_config.json",
-        "filesystem,sqlite,time,empty",
-    ),
+    Sample(CLAUDE, "claude-desktop", f"{APPS}/Claude/{CLAUDE}", "filesystem,sqlite,time,empty"),
     Sample("claude.json", "claude-code", "home/.claude.json", "crm,db", {"sentry": "remote"}),
     Sample("claude_code.mcp.json", "claude-code", "project/.mcp.json", "crm,git"),
-    Sample(
-        "codex.config.toml", "codex", "home/.codex/config.toml", "crm,docs,my files", {"figma": "remote", "old": "disabled"}
-    ),
+    Sample("codex.config.toml", "codex", "home/.codex/config.toml", "crm,docs,my files", CODEXES),
     Sample("cursor.mcp.json", "cursor", "home/.cursor/mcp.json", "crm", {"linear": "remote"}),
     Sample("vscode.mcp.json", "vscode", f"{APPS}/Code/User/mcp.json", "crm,python,bare,sandboxed", {"github": "remote"}),
     Sample("vscode.settings.json", "vscode", f"{APPS}/Code/User/settings.json", "crm"),
     Sample("copilot.mcp-config.json", "copilot", "home/.copilot/mcp-config.json", "crm", {"docs": "remote"}),
-    Sample(
-        "windsurf.mcp_config.json",
-        "windsurf",
-        "home/.codeium/windsurf/mcp_config.json",
-        "github",
-        {"figma": "remote", "off": "disabled"},
-    ),
+    Sample("windsurf.mcp_config.json", "windsurf", f"{WINDSURF}/mcp_config.json", "github", {"figma": "remote"} | OFF),
     Sample("zed.settings.json", "zed", ZED, "crm", ZEDS),
     Sample("gemini.settings.json", "gemini", "home/.gemini/settings.json", "crm", {"remote": "remote"}),
     Sample("qwen.settings.json", "qwen", "home/.qwen/settings.json", "crm,bare", {"remote": "remote"}),
-    Sample(
-        "opencode.jsonc", "opencode", "home/.config/opencode/opencode.jsonc", "crm,bun", {"jira": "remote", "off": "disabled"}
-    ),
+    Sample("opencode.jsonc", "opencode", "home/.config/opencode/opencode.jsonc", "crm,bun", {"jira": "remote"} | OFF),
     Sample("cline_mcp_settings.json", "cline", "home/.cline/mcp.json", "flat,nested", {"nested-remote": "remote"}),
     Sample("continue.config.yaml", "continue", "home/.continue/config.yaml", "crm,SQLite MCP,bare", {"docs": "remote"}),
     Sample("goose.config.yaml", "goose", GOOSE, "crm,empty", GOOSES),
@@ -118,25 +97,14 @@ def test_new_lines_end_as_the_files_lines_do(tmp_path: Path, sample: Sample) -> 
                 assert crlf == guarded(data, *where, GUARD).replace(b"\n", b"\r\n")
 
 
-def test_the_look_of_guarded_entries_is_the_files_own() -> None:
-    codex = (FOLDER / "codex.config.toml").read_bytes()
-    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", GUARD)
-    assert (
-        b"""command = "/x/mcpguard"       # a launcher
+TOML_LOOK: Final = """command = "/x/mcpguard"       # a launcher
 args = [
     # keep -y
     "run",
     "--",
     "npx",
-    "-y",
-    '@acme/crm-mcp',  # no version
 """
-        in new
-    )
-    goose = (FOLDER / "goose.config.yaml").read_bytes()
-    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
-    assert (
-        b"""    crm:
+YAML_LOOK: Final = """    crm:
         args:
         - "run"
         - "--"
@@ -144,8 +112,17 @@ args = [
         - -y
         # the package
 """
-        in new
-    )
+
+
+@pytest.mark.parametrize(
+    ("file", "layout", "dialect", "look"),
+    [
+        ("codex.config.toml", Layout(("mcp_servers",)), Dialect.TOML, TOML_LOOK),
+        ("goose.config.yaml", Layout(("extensions",), command="cmd"), Dialect.YAML, YAML_LOOK),
+    ],
+)
+def test_the_look_of_guarded_entries_is_the_files_own(file: str, layout: Layout, dialect: Dialect, look: str) -> None:
+    assert look in guarded((FOLDER / file).read_bytes(), layout, dialect, "crm", GUARD).decode()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ def touched(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A folder that everybody may write to."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o777)
@@ -39,25 +38,19 @@ def guard(program: str, *, path: str = "/usr/bin", start: Path | None = Path(), 
     return Guards({"PATH": path}).examine(program, start, is_of_project=is_of_project)
 
 
-PACKAGES = ("lib/python3.12/site-packages", "lib/python3/dist-packages", "Lib/site-packages", "site-packages")
-
-
 @follows_links
-@pytest.mark.parametrize("packages", PACKAGES)
+@pytest.mark.parametrize(
+    "packages", ["lib/python3.12/site-packages", "lib/python3/dist-packages", "Lib/site-packages", "site-packages"]
+)
 def test_the_version_is_the_one_that_is_recorded_beside_the_program(tmp_path: Path, packages: str) -> None:
     program = Path(installed(tmp_path / "tools", "0.0.9", packages))
     assert version_of(program) == "0.0.9"
-    (tmp_path / "bin").mkdir()
-    link = tmp_path / f"bin/{NAME}"
-    link.symlink_to(program)
-    assert version_of(link) == "0.0.9"
+    (tmp_path / NAME).symlink_to(program)
+    assert version_of(tmp_path / NAME) == "0.0.9"
 
 
-def test_a_program_is_not_run_for_its_version(tmp_path: Path, touched: Path) -> None:
+def test_a_version_that_not_one_installation_has_recorded_is_unknown_and_nothing_is_run(tmp_path: Path, touched: Path) -> None:
     assert version_of(Path(impostor(tmp_path / f"a/bin/{NAME}", touched))) is None
-
-
-def test_the_version_of_a_program_that_no_installation_has_recorded_is_unknown(tmp_path: Path) -> None:
     assert version_of(Path(installed(tmp_path / "tools", "0.0.9", listed=False))) is None
     assert version_of(tmp_path / f"gone/{NAME}") is None
     two = Path(installed(tmp_path / "two", "0.0.8"))
@@ -93,9 +86,7 @@ def test_this_mcpguard_is_known_by_its_path_and_by_a_link(tmp_path: Path) -> Non
 
 
 @pytest.mark.posix
-def test_a_program_or_a_link_to_this_one_in_a_folder_that_everybody_may_write_to_guards_nothing(
-    shared: Path, touched: Path
-) -> None:
+def test_a_program_or_a_link_to_this_one_where_everybody_may_write_guards_nothing(shared: Path, touched: Path) -> None:
     program = impostor(shared / f"bin/{NAME}", touched)
     for is_of_project in (False, True):
         found = guard(program, is_of_project=is_of_project)
@@ -127,13 +118,13 @@ def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path
     assert (found.state, found.holds) == ("unsafe", False)
     assert found.fault == f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {program}"
     known = installed(tmp_path / "tools", "0.0.9")
-    path = str(tmp_path / "tools/bin")
-    assert guard(known, path=path, is_of_project=True) == Guard("known", "", Path(known), "0.0.9")
-    assert guard("mcpguard", path=path, is_of_project=True) == Guard("known", "", Path(known), "0.0.9")
+    for name in (known, "mcpguard"):
+        found = guard(name, path=str(tmp_path / "tools/bin"), is_of_project=True)
+        assert found == Guard("known", "", Path(known), "0.0.9")
 
 
 @pytest.mark.parametrize("path", [".", "bin", ""])
-def test_a_relative_folder_of_the_path_makes_no_program_of_a_project_known(
+def test_a_relative_folder_of_the_path_makes_no_program_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touched: Path, path: str
 ) -> None:
     impostor(tmp_path / NAME, touched)

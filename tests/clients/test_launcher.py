@@ -12,14 +12,8 @@ import pytest
 
 from mcpguard.clients.launcher import PROGRAM, Launcher, find, is_same, launcher, may_vary, own_program, stable, words_of
 from mcpguard.errors import McpguardError
+from tests.clients.installations import program
 from tests.links import follows_links
-
-
-def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
 
 
 @pytest.fixture
@@ -46,9 +40,7 @@ def here(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
 @pytest.mark.parametrize(
     ("links", "variables", "taken"),
     [
-        (["bin"], {"UV_TOOL_BIN_DIR": "bin"}, "bin"),
-        (["bin"], {"PIPX_BIN_DIR": "bin"}, "bin"),
-        (["bin"], {"XDG_BIN_HOME": "bin"}, "bin"),
+        *((["bin"], {variable: "bin"}, "bin") for variable in ("UV_TOOL_BIN_DIR", "PIPX_BIN_DIR", "XDG_BIN_HOME")),
         (["brew"], {"PATH": "brew"}, "brew"),
         (["brew", "home/.local/bin"], {"PATH": "brew"}, "home/.local/bin"),
         ([], {"PATH": "gone"}, ""),  # a link that leads nowhere
@@ -56,7 +48,7 @@ def here(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
         ([], {}, ""),
     ],
 )
-def test_the_link_that_uv_pipx_or_a_package_manager_keeps_is_taken(
+def test_a_link_of_uv_pipx_or_a_package_manager_is_taken(
     tmp_path: Path, venv: Path, links: list[str], variables: dict[str, str], taken: str
 ) -> None:
     own = venv / f"bin/{PROGRAM}"
@@ -80,39 +72,33 @@ def test_the_link_that_uvs_receipt_names_is_taken_first(tmp_path: Path, venv: Pa
         assert stable(venv / f"bin/{PROGRAM}", {}) == taken
 
 
+CACHES = ("home/.cache/uv/archive-v0/x1/bin", "home/Library/Caches/uv/archive-v0/x1/bin", "home/Library/Caches/pipx/x1/bin")
+ON_WINDOWS = ("home/AppData/Local/uv/cache/x1/Scripts", "home/AppData/Local/pipx/pipx/Cache/x1/bin")
+STAYING = ("home/projects/cache/venv/bin", "homebrew/bin", "opt/venv/bin", "home/.local/bin")
+
+
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        (f"work/checkout/.venv/bin/{PROGRAM}", "is in the checkout"),
-        (f"home/.cache/uv/archive-v0/x1/bin/{PROGRAM}", "is in a cache"),
-        (f"home/Library/Caches/uv/archive-v0/x1/bin/{PROGRAM}", "is in a cache"),
-        (f"home/Library/Caches/pipx/x1/bin/{PROGRAM}", "is in a cache"),
-        (f"home/AppData/Local/uv/cache/x1/Scripts/{PROGRAM}", "is in a cache"),
-        (f"home/projects/cache/venv/bin/{PROGRAM}", ""),
-        (f"home/AppData/Local/pipx/pipx/Cache/x1/bin/{PROGRAM}", "is in a cache"),
-        (f"tmp/venv/bin/{PROGRAM}", "is in a temporary folder"),
-        (f"homebrew/bin/{PROGRAM}", ""),
-        (f"opt/venv/bin/{PROGRAM}", ""),
-        (f"home/.local/bin/{PROGRAM}", ""),
+        ("work/checkout/.venv/bin", "is in the checkout"),
+        *((folder, "is in a cache") for folder in (*CACHES, *ON_WINDOWS)),
+        ("tmp/venv/bin", "is in a temporary folder"),
+        *((folder, "") for folder in STAYING),
     ],
 )
-def test_a_place_that_will_not_stay_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
-) -> None:
+def test_a_place_that_may_go_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str) -> None:
     for folder in ("work/checkout", "home", "homebrew"):  # some people keep their whole home folder in git
         (tmp_path / folder / ".git").mkdir(parents=True)
     (tmp_path / "homebrew/Cellar").mkdir()
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    here(monkeypatch, program(tmp_path / place))
+    here(monkeypatch, program(tmp_path / place / PROGRAM))
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path / "home"))
     warnings = launcher({}).warnings
     assert [said in warning for warning in warnings] == ([True] if said else [])
 
 
-def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_is_known_though_no_folder_takes_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> NoReturn:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
@@ -122,9 +108,7 @@ def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
     assert "is in a cache" in warning
 
 
-def test_an_environment_without_the_program_is_an_error_and_one_in_the_working_folder_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_without_the_program_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brought = program(tmp_path / f"project/{PROGRAM}")
     monkeypatch.chdir(brought.parent)
     here(monkeypatch, tmp_path / f"none/{PROGRAM}")
@@ -164,16 +148,12 @@ def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
     assert find(str(tmp_path), os.environ) is None
 
 
-@pytest.mark.parametrize(
-    ("path", "varies"), [("${userHome}/bin/mcpguard", True), ("{env:HOME}/bin/mcpguard", True), (f"/usr/bin/{PROGRAM}", False)]
-)
-def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client(path: str, varies: bool) -> None:
-    assert may_vary(path) is varies
+def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client() -> None:
+    paths = ("${userHome}/bin/mcpguard", "{env:HOME}/bin/mcpguard", f"/usr/bin/{PROGRAM}")
+    assert [may_vary(path) for path in paths] == [True, True, False]
 
 
-def test_two_spellings_of_a_path_are_one_file_where_the_system_ignores_case(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_spellings_of_a_path_are_one_file_if_case_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **more: stat(str(path).replace("UPPER", "upper"), **more))
     program(tmp_path / f"upper/{PROGRAM}")

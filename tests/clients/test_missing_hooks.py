@@ -38,23 +38,20 @@ def titles(account: Account, agent: str, *, hooks: bool = False) -> str:
 @pytest.mark.parametrize(
     ("agent", "clients"),
     [
-        ("*::subagent::*", "claude-code copilot"),  # Codex tells the tier without its hook
-        ("*::subagent::Explore", "claude-code codex copilot"),
-        ("*::*::Explore", "claude-code codex copilot"),
-        ("*::sub*::*", "claude-code copilot"),
+        *(
+            (agent, "claude-code copilot") for agent in ("*::subagent::*", "*::sub*::*")
+        ),  # Codex tells the tier without its hook
+        *((agent, "claude-code codex copilot") for agent in ("*::subagent::Explore", "*::*::Explore")),
         ("Claude Code::subagent::*", "claude-code"),
-        ("Codex::subagent::*", ""),
         ("Codex::subagent::explorer", "codex"),
-        ("Cursor::subagent::*", ""),
-        ("*::interactive::*", ""),
-        ("*::background::nightly", ""),
-        ("Claude Code::*::*", ""),
-        ("*::*::default", ""),
+        *(
+            (agent, "")
+            for agent in ("Codex::subagent::*", "Cursor::subagent::*", "*::interactive::*", "*::background::nightly")
+        ),
+        *((agent, "") for agent in ("Claude Code::*::*", "*::*::default")),
     ],
 )
-def test_the_clients_are_those_whose_subagents_a_rule_selects_and_that_need_the_hook(
-    account: Account, agent: str, clients: str
-) -> None:
+def test_the_clients_are_those_of_a_rules_subagents_that_need_the_hook(account: Account, agent: str, clients: str) -> None:
     assert titles(account, agent) == clients
     assert titles(account, agent, hooks=True) == ""
 
@@ -78,8 +75,8 @@ def test_the_rules_of_the_starter_policy_are_not_named(account: Account) -> None
 def test_set_check_doctor_and_install_name_the_command_that_adds_the_hook(account: Account) -> None:
     (account.home / ".codex/config.toml").unlink()
     (account.home / ".copilot/mcp-config.json").unlink()
-    done = account.run("policy", "set", *EXPLORE, "500/1h")
-    assert f"rule 5 (user=* agent=*::*::Explore) {CLAUDE}; run {RUN}" in done.stderr
+    told = account.run("policy", "set", *EXPLORE, "500/1h").stderr
+    assert f"rule 5 (user=* agent=*::*::Explore) {CLAUDE}; run {RUN}" in told
     assert RUN not in account.run("policy", "set", "--tool", "x", "5/1m").stderr  # nothing new
     assert f"{CLAUDE}; run {RUN}" in account.run("policy", "check").stdout
     (note,) = [one for one in json.loads(account.run("doctor", "--json").stdout) if CLAUDE in one["detail"]]
@@ -96,5 +93,5 @@ def test_a_rule_that_matches_nothing_for_want_of_the_hook_is_not_said_to_be_miss
     account.run("policy", "set", "--tool", "serach", "500/1h")
     calls(account.state, "search", 1)
     told = json.loads(account.run("policy", "check", "--json").stdout)["warnings"]
-    assert [one for one in told if "Explore" in one and "has matched none" in one] == []
-    assert [one for one in told if "serach" in one and "has matched none" in one] != []
+    unmatched = "".join(one for one in told if "has matched none" in one)
+    assert ("Explore" in unmatched, "serach" in unmatched) == (False, True)

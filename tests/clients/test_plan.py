@@ -26,9 +26,7 @@ def test_only_this_account_can_read_the_notes_and_their_folder(state: Path) -> N
     assert modes == [0o700, 0o700, 0o600]
 
 
-def test_notes_are_added_and_dropped_beside_those_of_another_command_and_nothing_is_written_without_a_new_one(
-    state: Path,
-) -> None:
+def test_notes_are_added_and_dropped_beside_another_commands_and_nothing_is_written_without_a_new_one(state: Path) -> None:
     save(state, dropped={ONE})
     assert not state.exists()
     save(state, added={ONE})
@@ -73,12 +71,9 @@ TASKLIST = [r"D:\Win\System32\tasklist.exe", "/FI", "IMAGENAME eq Claude.exe"]
 @pytest.mark.parametrize(
     ("system", "command", "output", "runs"),
     [
-        ("darwin", PGREP, "4711\n", True),
-        ("darwin", PGREP, "", False),
-        ("darwin", PGREP, None, False),
+        *(("darwin", PGREP, output, runs) for output, runs in {"4711\n": True, "": False, None: False}.items()),
         ("win32", TASKLIST, "claude.exe    4711 Console", True),
-        ("win32", TASKLIST, "INFO: No tasks are running", False),
-        ("win32", TASKLIST, None, False),
+        *(("win32", TASKLIST, output, False) for output in ("INFO: No tasks are running", None)),
     ],
 )
 def test_elsewhere_a_program_of_the_system_tells_which_is_started_by_its_full_path_and_gets_no_secrets(

@@ -9,19 +9,13 @@ from mcpguard.clients.discovery import Machine, Source
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import SHORT, short_path_warnings
 from mcpguard.clients.plan import Outcome, Plan
+from tests.clients.installations import program
 
 
 def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> Outcome:
     location = BY_KEY[client].locations[0]
     source = Source(BY_KEY[client], "user", Path("/f.json"), location.layout, location.dialect)
     return Outcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
-
-
-def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    file.chmod(0o755)
-    return file
 
 
 def warnings(home: Path, *outcomes: Outcome, path: str = "", system: str = "darwin") -> list[str]:
@@ -57,13 +51,8 @@ def test_a_command_that_is_found_nowhere_is_named_too(tmp_path: Path) -> None:
     assert warning.endswith("cannot start a server with it, write its full path")
 
 
-@pytest.mark.parametrize(
-    "other",
-    [outcome("/opt/npx-9"), outcome("npx-9", "claude-code"), outcome("npx-9", action="keep"), outcome("sh"), outcome("")],
-)
-def test_a_path_a_client_in_a_terminal_and_a_server_that_stays_bring_no_warning(tmp_path: Path, other: Outcome) -> None:
-    assert warnings(tmp_path, other) == []
-
-
-def test_other_systems_have_no_such_apps(tmp_path: Path) -> None:
+def test_a_path_a_client_in_a_terminal_a_server_that_stays_and_another_system_bring_no_warning(tmp_path: Path) -> None:
+    for other in ("/opt/npx-9", "sh", ""):
+        assert warnings(tmp_path, outcome(other)) == []
+    assert warnings(tmp_path, outcome("npx-9", "claude-code"), outcome("npx-9", action="keep")) == []
     assert warnings(tmp_path, outcome("npx-9"), system="linux") == []

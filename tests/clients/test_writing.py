@@ -62,6 +62,12 @@ def test_the_content_is_replaced_and_the_old_one_is_saved_for_this_account_alone
         assert [stat.S_IMODE(path.stat().st_mode) for path in (backup, backups)] == [0o600, 0o700]
 
 
+def test_a_missing_file_is_made_with_its_folder(file: Path, backups: Path) -> None:
+    new = file.parent / "hooks" / "mcpguard.json"
+    write(new, backups, None)
+    assert new.read_bytes() == NEW
+
+
 def test_no_backup_is_ever_overwritten(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "strftime", lambda *_: "20261126T200000Z")
     for number in range(5):
@@ -107,24 +113,24 @@ def relinked(link: Path, target: Path) -> None:
     link.symlink_to(target)
 
 
-SWAPS: dict[str, tuple[Callable[[Path, Path], object], str, str, bytes]] = {
-    "content": (lambda file, _: file.write_bytes(b"theirs"), "another program has changed it", "run this again", b"theirs"),
-    "link": (
-        lambda file, other: relinked(file.parent / "link", other),
-        "another program has changed it",
-        "run this again",
+CHANGED = ("another program has changed it", "run this again")
+SWAPS: dict[str, tuple[Callable[[Path, Path], object], tuple[str, str], bytes]] = {
+    "content": (lambda file, _: file.write_bytes(b"theirs"), CHANGED, b"theirs"),
+    "link": (lambda file, other: relinked(file.parent / "link", other), CHANGED, OLD),
+    "name": (
+        lambda file, other: other.replace(file),
+        ("its name leads to another file by now", "check who else may write"),
         OLD,
     ),
-    "name": (lambda file, other: other.replace(file), "its name leads to another file by now", "check who else may write", OLD),
 }
 
 
 @pytest.mark.parametrize("swap", ["content", "link", pytest.param("name", marks=pytest.mark.posix)])
 @follows_links
-def test_a_file_that_changes_right_before_the_rename_is_left_with_a_hint(
+def test_a_file_that_changes_before_the_rename_is_left(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, swap: str
 ) -> None:
-    change, what, hint, content = SWAPS[swap]
+    change, (what, hint), content = SWAPS[swap]
     link, other = file.parent / "link", file.with_name("other")
     link.symlink_to(file)
     other.write_bytes(OLD)
@@ -150,7 +156,7 @@ def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, 
     assert file.read_bytes() == b"the client's own copy"
 
 
-def test_a_file_that_cannot_be_read_right_after_the_rename_is_not_said_to_be_unchanged(
+def test_a_file_that_cannot_be_read_after_the_rename_is_not_called_unchanged(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damage(folder: Path) -> None:
@@ -160,12 +166,6 @@ def test_a_file_that_cannot_be_read_right_after_the_rename_is_not_said_to_be_unc
     monkeypatch.setattr(whole_files, "sync_folder", damage)
     write(file, backups)
     assert file.read_bytes() == NEW
-
-
-def test_a_missing_file_is_made_with_its_folder(file: Path, backups: Path) -> None:
-    new = file.parent / "hooks" / "mcpguard.json"
-    write(new, backups, None)
-    assert new.read_bytes() == NEW
 
 
 def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made_again(file: Path, backups: Path) -> None:
@@ -199,13 +199,7 @@ def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made
     ids=["removed", "read-only", "owner"],
 )
 def test_a_file_that_may_not_be_changed_is_left_with_a_hint(
-    file: Path,
-    backups: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    patches: dict[str, object],
-    new: bytes | None,
-    said: str,
-    hint: str,
+    monkeypatch: pytest.MonkeyPatch, file: Path, backups: Path, patches: dict[str, Any], new: bytes | None, said: str, hint: str
 ) -> None:
     for name, function in patches.items():
         monkeypatch.setattr(name, function)
@@ -232,7 +226,7 @@ def test_a_device_behind_a_link_is_left(tmp_path: Path, backups: Path) -> None:
 
 @pytest.mark.parametrize("is_copied", [False, True])
 @pytest.mark.parametrize("step", ["mkdir", "write", "fsync", "replace"])
-def test_a_file_is_left_if_the_disk_refuses_it_or_the_copy_of_it(
+def test_a_file_is_left_if_the_disk_refuses_it_or_its_copy(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_copied: bool
 ) -> None:
     if is_copied:
@@ -314,9 +308,7 @@ for at in range(1, 200):
 
 @pytest.mark.posix
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_process_killed_at_any_call_of_the_system_leaves_the_old_file_or_the_new_one(
-    file: Path, backups: Path, when: str
-) -> None:
+def test_a_process_killed_at_any_system_call_leaves_the_old_or_the_new_file(file: Path, backups: Path, when: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(file), str(backups), when, OLD.decode(), NEW.decode()],
         env={key: value for key, value in os.environ.items() if not key.startswith("COV_")} | {"PYTHONPATH": str(ROOT)},

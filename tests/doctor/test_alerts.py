@@ -13,13 +13,11 @@ def test_each_way_to_notify_is_told_without_its_secret_and_a_missing_program_is_
         '[[notify]]\ncommand = ["no-such-program-of-mcpguard"]\n'
     )
     found = of(doctor(tmp_path, status=1), "notify")
+    usual, missing = "on denied, warn, unavailable", "no-such-program-of-mcpguard"
     assert [(one.ok, one.detail) for one in found] == [
         (True, f"command {sys.executable}, on warn"),
-        (True, "webhook at hooks.acme.com, on denied, warn, unavailable"),
-        (
-            False,
-            "command no-such-program-of-mcpguard, on denied, warn, unavailable: no-such-program-of-mcpguard is not installed",
-        ),
+        (True, f"webhook at hooks.acme.com, {usual}"),
+        (False, f"command {missing}, {usual}: {missing} is not installed"),
     ]
 
 

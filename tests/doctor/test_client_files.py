@@ -15,9 +15,10 @@ from mcpguard.doctor.check import Check
 from mcpguard.errors import installing
 from tests.cli.account import GONE, HOOK, PROGRAM
 from tests.clients.installations import hooks, impostor, installed, written
-from tests.links import follows_links
 
 NAME = "servers guarded"
+NPX, FAR, OFF = {"command": "npx"}, {"url": "https://a.b"}, {"command": "old", "disabled": True}
+ONE_OFF = "not counted: 1 disabled"
 MEANT = "; or add --allow-unguarded if that is meant"
 INSTEAD = f"write {PROGRAM} in its place in the file"
 CLAUDE = f"{HOOK} hook claude-code --enforce"
@@ -30,7 +31,6 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder."""
     folder = tmp_path / "my project"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -69,25 +69,19 @@ def test_without_a_client_there_is_no_check_and_it_says_so(machine: Machine) -> 
     ("servers", "told", "hint"),
     [
         ({"a": PROGRAM, "b": PROGRAM}, "2 of 2 servers guarded", ""),
+        ({"a": PROGRAM, "b": NPX, "c": {"command": "uvx"}}, "1 of 3 servers guarded; unguarded: b, c", "install cursor"),
         (
-            {"a": PROGRAM, "b": {"command": "npx"}, "c": {"command": "uvx"}},
-            "1 of 3 servers guarded; unguarded: b, c",
-            "install cursor",
-        ),
-        (
-            {"a": PROGRAM, "far": {"url": "https://a.b"}, "off": {"command": "old", "disabled": True}},
-            "1 of 2 servers guarded; unguarded: far; not counted: 1 disabled",
+            {"a": PROGRAM, "far": FAR, "off": OFF},
+            f"1 of 2 servers guarded; unguarded: far; {ONE_OFF}",
             "install cursor --enforce",
         ),
-        ({"off": {"command": "old", "disabled": True}}, "no server to guard; not counted: 1 disabled", ""),
+        ({"off": OFF}, f"no server to guard; {ONE_OFF}", ""),
         ({"a": {"command": "uvx", "args": ["mcpguard-cli", "run", "--", "npx"]}}, "0 of 1 server guarded; not checked: 1", ""),
         ({"a": {"command": "npx", "args": ["-p", 80]}}, "0 of 1 server guarded; unguarded: a", "install cursor"),
     ],
     ids=["all", "some", "remote and disabled", "disabled", "by another program", "not editable"],
 )
-def test_the_servers_of_a_file_are_counted_with_what_guards_those_that_are_not(
-    machine: Machine, servers: dict[str, Any], told: str, hint: str
-) -> None:
+def test_a_files_servers_are_counted_with_the_mend(machine: Machine, servers: dict[str, Any], told: str, hint: str) -> None:
     file = cursor(machine.home, **servers)
     some, total = found(machine)
     assert some == [Check(f"Cursor (user scope), {file}", True, told, hint and f"mcpguard {hint}")]
@@ -101,17 +95,17 @@ def test_a_file_that_cannot_be_read_is_not_ok(machine: Machine, monkeypatch: pyt
     file = cursor(machine.home)
     plugin = machine.home / ".claude/plugins/cache/market/crm/1.0/.mcp.json"
     for text, told, hint in (
-        ("{,", f"{file}:1:2: ", "fix the file, then run this again"),
-        ("[" * 100_000, f"{file}: the file is nested too deeply", "correct the file"),
+        ("{,", ":1:2: ", "fix the file, then run this again"),
+        ("[" * 100_000, ": the", "correct the file"),
     ):
         written(file, text)
         (check,) = checks(machine)
         assert (check.ok, check.hint) == (False, hint)
-        assert check.detail.startswith(told)
+        assert check.detail.startswith(f"{file}{told}")
     file.unlink()
     written(plugin, "{")
     assert [(check.check, check.ok) for check in checks(machine)] == [(f"Claude Code (plugin crm@market), {plugin}", False)]
-    written(plugin, {"mcpServers": {"crm": {"command": "npx"}}})
+    written(plugin, {"mcpServers": {"crm": NPX}})
     assert checks(machine)[0].detail == "0 of 1 server guarded; unguarded: plugin:crm:crm"
     plugin.unlink()
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
@@ -146,7 +140,7 @@ def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine:
     unsafe = Check(f"Cursor (user scope), {file}", False, reason, INSTEAD)
     hint = f"correct the entries that failed a check{MEANT}"
     assert found(machine) == ([unsafe], Check(NAME, False, "0 of 1 server guarded", hint))
-    cursor(machine.home, a=path, b={"command": "npx"})
+    cursor(machine.home, a=path, b=NPX)
     note = Check(unsafe.check, True, "0 of 2 servers guarded; unguarded: a, b", "mcpguard install cursor")
     assert found(machine) == ([unsafe, note], Check(NAME, False, "0 of 2 servers guarded", f"mcpguard install{MEANT}"))
     assert not (machine.home / "touched").exists()
@@ -155,15 +149,14 @@ def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine:
 def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machine: Machine) -> None:
     other = installed(machine.home / "x", "0.0.1")
     file = cursor(machine.home, a={"command": other, "args": ["run", "--store", "redis://h/0", "--", "npx"]})
-    (wrong,) = checks(machine)
-    (instead,) = re.findall(r"write (\S+) in its place", wrong.hint)
-    written(file, file.read_text("utf-8").replace(json.dumps(other), json.dumps(instead)))
+    assert checks(machine)[0].hint.endswith(INSTEAD)
+    written(file, file.read_text("utf-8").replace(json.dumps(other), json.dumps(PROGRAM)))
     assert [(check.ok, check.detail) for check in checks(machine)] == [(True, "1 of 1 server guarded")]
 
 
 def test_each_project_has_a_command_of_its_own_that_guards_its_servers(machine: Machine, project: Path) -> None:
-    cursor(machine.home, a={"command": "npx"})
-    cursor(project, d={"command": "npx"})
+    cursor(machine.home, a=NPX)
+    cursor(project, d=NPX)
     hint = f"mcpguard install; mcpguard install --project '{project}'{MEANT}"
     assert found(machine)[1] == Check(NAME, False, "0 of 2 servers guarded", hint)
 
@@ -178,22 +171,19 @@ def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machi
     assert not (project / "touched").exists()
 
 
-CONTAINER = "a: its mcpguard is in the container, so it is not checked from here"
-VARIABLE = "a: only the client knows where its mcpguard is: ${workspaceFolder}/mcpguard"
-
-
 @pytest.mark.parametrize(
     ("name", "keys", "program", "told", "hint"),
     [
         (
-            ".devcontainer.json",
-            ("customizations", "vscode", "mcp", "servers"),
-            "/in/it/mcpguard",
-            CONTAINER,
-            "run mcpguard doctor in the container",
+            *(".devcontainer.json", ("customizations", "vscode", "mcp", "servers"), "/in/it/mcpguard"),
+            *("is in the container, so it is not checked from here", "run mcpguard doctor in the container"),
         ),
-        (".cursor/mcp.json", ("mcpServers",), "${workspaceFolder}/mcpguard", VARIABLE, INSTEAD),
+        (
+            *(".cursor/mcp.json", ("mcpServers",), "${workspaceFolder}/mcpguard"),
+            *("is: ${workspaceFolder}/mcpguard", INSTEAD),
+        ),
     ],
+    ids=["container", "client"],
 )
 def test_a_mcpguard_that_only_the_client_or_a_container_knows_is_neither_missing_nor_believed(
     machine: Machine, project: Path, name: str, keys: tuple[str, ...], program: str, told: str, hint: str
@@ -202,23 +192,13 @@ def test_a_mcpguard_that_only_the_client_or_a_container_knows_is_neither_missing
     for key in reversed(keys):
         value = {key: value}
     written(project / name, value)
+    (unseen, number), total = found(machine)
+    assert (unseen.is_advice, unseen.hint, unseen.detail.endswith(told)) == (True, hint, True)
     counted = "0 of 1 server guarded; not checked: 1"
-    some, total = found(machine)
-    assert [(check.ok, check.detail, check.hint) for check in some] == [(True, told, hint), (True, counted, "")]
-    assert total == Check(NAME, True, counted)
-
-
-@follows_links
-def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine, project: Path) -> None:
-    own = project / ".venv/bin/mcpguard"
-    own.parent.mkdir(parents=True)
-    own.symlink_to(PROGRAM)
-    file = cursor(project, a=str(own))
-    assert checks(machine) == [Check(f"Cursor (project scope), {file}", True, "1 of 1 server guarded")]
+    assert (number.is_advice, number.detail, total) == (False, counted, Check(NAME, True, counted))
 
 
 def codex_hook(machine: Machine, command: str) -> Check:
-    """The check of a hook of Codex."""
     written(machine.home / ".codex/config.toml", "")
     written(machine.home / ".codex/hooks.json", hooks(command))
     (check,) = checks(machine)
@@ -265,21 +245,15 @@ def test_a_hook_of_a_project_whose_mcpguard_is_gone_or_may_be_somebody_elses_is_
 
 def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_server_for_it(machine: Machine) -> None:
     file = written(machine.home / ".codex/hooks.json", hooks(f"{HOOK} hook codex --enforce", timeout=5))
-    name = f"Codex (hook), {file}"
     told = "Codex skips it, because you have not trusted it, or not since it changed"
-    assert checks(machine) == [Check(name, False, told, "start a new session, enter /hooks, and trust the hook")]
-    written(machine.home / ".codex/config.toml", "features = { hooks = false }\n")
-    told = f"Codex skips it, because {machine.home / '.codex/config.toml'} has features.hooks = false"
-    assert [check.detail for check in checks(machine) if check.check == name] == [told]
+    hint = "start a new session, enter /hooks, and trust the hook"
+    assert checks(machine) == [Check(f"Codex (hook), {file}", False, told, hint)]
     written(machine.home / ".claude/settings.json", hooks(f"{CLAUDE} --observe"))
-    skipped = checks(machine)[0]
-    assert (skipped.ok, skipped.detail) == (False, "it denies nothing, because its command says to observe")
-    assert skipped.hint.startswith("remove ")
+    observing = checks(machine)[0]
+    assert (observing.ok, observing.detail) == (False, "it denies nothing, because its command says to observe")
 
 
-def test_in_a_project_that_switches_hooks_off_or_has_another_deciding_one_the_hook_of_the_account_is_not_ok(
-    machine: Machine, project: Path
-) -> None:
+def test_the_accounts_hook_is_not_ok_in_a_project_without_hooks_or_with_a_deciding_one(machine: Machine, project: Path) -> None:
     own = written(machine.home / ".claude/settings.json", hooks(CLAUDE))
     name = f"Claude Code (hook), {own}"
     assert checks(machine) == [Check(name, True, CLAUDE)]

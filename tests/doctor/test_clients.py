@@ -26,8 +26,8 @@ def cursor(home: Path, **servers: object) -> Path:
     return written(home / "account/.cursor/mcp.json", {"mcpServers": servers})
 
 
-def windsurf(home: Path, **servers: object) -> Path:
-    return written(home / "account/.codeium/windsurf/mcp_config.json", {"mcpServers": servers})
+def windsurf(home: Path, **servers: object) -> None:
+    written(home / "account/.codeium/windsurf/mcp_config.json", {"mcpServers": servers})
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ def test_a_server_of_a_client_is_started_by_its_name_and_its_options_and_variabl
     assert found.detail == "cannot run no-such-erp: no such command"
 
 
-def test_the_arguments_of_an_entry_can_be_pasted_as_they_are(tmp_path: Path) -> None:
-    policy(tmp_path, rule("7/1h", user="carol", server="crm"))
-    checks = doctor(tmp_path, "run", "--server", "crm", "--user", "carol", "--", PYTHON, SDK)
-    assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
-    assert only(checks, TOOLS).detail == "7/1h by rule 1 (user=carol server=crm)"
+def usage_error(home: Path, *argv: str) -> list[str]:
+    """The lines that refuse a call of `mcpguard doctor`."""
+    done = mcpguard(home, "doctor", *argv, HOME=str(home / "account"))
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,19 @@ def test_the_arguments_of_an_entry_can_be_pasted_as_they_are(tmp_path: Path) -> 
 )
 def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
     cursor(tmp_path, crm={**SERVER, "env": env})
-    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
-    assert (done.returncode, done.stdout) == (2, "")
-    message, hint = done.stderr.splitlines()
+    message, hint = usage_error(tmp_path, "--server", "crm")
     assert message.startswith("mcpguard: --server: the variables of crm cannot be set: ")
     assert hint == "hint: correct its env in the client's file"
+
+
+def test_a_client_is_named_with_a_server_and_without_a_command(tmp_path: Path) -> None:
+    unknown = usage_error(tmp_path, "--client", "curser", "--server", "crm")
+    assert unknown == ["mcpguard: no such client: curser", "hint: did you mean cursor?"]
+    for argv in ([], ["--server", "crm", "--", "npx"]):
+        assert usage_error(tmp_path, "--client", "cursor", *argv) == [
+            "mcpguard: --client: it says in which client's file --server is",
+            "hint: add --server NAME, and no command",
+        ]
 
 
 @pytest.mark.posix
@@ -148,49 +156,17 @@ def test_the_client_whose_server_is_started_can_be_named(home: Path) -> None:
     assert refusal("erp", "windsurf") == ("Windsurf has no server erp with a command", "use one of: crm")
 
 
-@pytest.mark.parametrize(
-    ("argv", "message", "hint"),
-    [
-        (["curser", "--server", "crm"], "no such client: curser", "did you mean cursor?"),
-        (["cursor"], "--client: it says in which client's file --server is", "add --server NAME, and no command"),
-        (
-            ["cursor", "--server", "crm", "--", "npx"],
-            "--client: it says in which client's file --server is",
-            "add --server NAME, and no command",
-        ),
-    ],
-)
-def test_a_client_is_named_with_a_server_and_without_a_command(
-    tmp_path: Path, argv: list[str], message: str, hint: str
-) -> None:
-    done = mcpguard(tmp_path, "doctor", "--client", *argv, HOME=str(tmp_path / "account"))
-    assert (done.returncode, done.stderr) == (2, f"mcpguard: {message}\nhint: {hint}\n")
+BY_COMMAND = "give its command: mcpguard doctor --server {} -- COMMAND"
 
 
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
         ("none", "no client has a server none with a command", "use one of: crm file key twice"),
-        (
-            "crm",
-            "Cursor, Windsurf start crm with different commands, folders or variables",
-            "name one with --client: cursor windsurf",
-        ),
-        (
-            "twice",
-            "Cursor starts twice with different commands, folders or variables",
-            "give its command: mcpguard doctor --server twice -- COMMAND",
-        ),
-        (
-            "key",
-            "only the client can fill in ${input:key} {env:A} for key",
-            "give its command: mcpguard doctor --server key -- COMMAND",
-        ),
-        (
-            "file",
-            "only the client reads the variables of file from ${workspaceFolder}/.env",
-            "give its command: mcpguard doctor --server file -- COMMAND",
-        ),
+        ("crm", "Cursor, Windsurf start crm with {}", "name one with --client: cursor windsurf"),
+        ("twice", "Cursor starts twice with {}", BY_COMMAND),
+        ("key", "only the client can fill in ${{input:key}} {{env:A}} for key", BY_COMMAND),
+        ("file", "only the client reads the variables of file from ${{workspaceFolder}}/.env", BY_COMMAND),
     ],
 )
 def test_a_server_that_cannot_be_started_by_its_name_is_refused(home: Path, name: str, message: str, hint: str) -> None:
@@ -199,7 +175,7 @@ def test_a_server_that_cannot_be_started_by_its_name_is_refused(home: Path, name
     cursor(home, crm=SERVER, key=key, twice=SERVER, remote={"url": "https://acme.com"}, file=env_file)
     written(home / "project/.cursor/mcp.json", {"mcpServers": {"twice": {"command": "x"}}})
     windsurf(home, crm={**SERVER, "env": {"A": "tango-s3cret"}})
-    assert refusal(name) == (message, hint)
+    assert refusal(name) == (message.format("different commands, folders or variables"), hint.format(name))
 
 
 @pytest.mark.posix
@@ -216,7 +192,7 @@ def test_entries_differ_neither_by_the_order_of_variables_nor_by_a_disabled_one(
     assert started("crm") == (PYTHON, SDK)
 
 
-def test_of_the_servers_that_claude_code_keeps_for_projects_that_of_the_working_folder_counts_and_starts_in_its_project(
+def test_of_claude_codes_servers_of_projects_the_working_folders_is_started(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, other = Path.cwd(), home / "other"

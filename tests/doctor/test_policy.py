@@ -22,35 +22,20 @@ def test_a_policy_that_denies_nothing_is_noted(tmp_path: Path) -> None:
 
 
 def test_each_warning_of_policy_check_is_a_note(tmp_path: Path) -> None:
-    policy(tmp_path, rule("5/1m", tool="mcp__crm__search") + rule("5/1m", user="*", agent="*::api::*") + rule("9/1h", tool="x"))
+    capped = rule("30/1m", user="*") + rule("10000/1h", user="*", tool="x")
+    policy(tmp_path, capped + rule("5/1m", tool="mcp__crm__search") + '[[cost]]\ntool = "x"\ncost = 2\n')
     calls(tmp_path, "x", 1)
-    found = of(doctor(tmp_path), "policy")
-    assert [one.is_advice for one in found] == [False, True, True, True]
-    told = " ".join(one.detail for one in found)
-    assert "mcp__crm__search" in told
-    assert "rule 2 (user=* agent=*::api::*) has matched none of the calls in the audit log" in told
+    _, cost, name, cap, unmatched = found = of(doctor(tmp_path), "policy")
+    assert [one.is_advice for one in found] == [False, *[True] * 4]
+    assert cost.detail.startswith("line 14: the cost of tool=x has no effect")
+    assert "mcp__crm__search" in name.detail
+    assert "rule 1 (user=*) still caps calls of rule 2 more tightly, at 30/1m" in cap.detail
+    assert unmatched.detail.endswith("rule 3 (tool=mcp__crm__search) has matched none of the calls in the audit log")
 
 
-def test_a_rule_of_the_starter_policy_need_not_have_matched(tmp_path: Path) -> None:
+def test_a_rule_of_the_starter_policy_need_not_have_matched_and_a_tier_that_no_rule_matches_is_a_note(tmp_path: Path) -> None:
     calls(tmp_path, "x", 1)
     assert not only(doctor(tmp_path), "policy").is_advice
-
-
-def test_a_limit_that_another_rule_defeats_is_a_note(tmp_path: Path) -> None:
-    policy(tmp_path, rule("30/1m", user="*") + rule("10000/1h", user="*", tool="x"))
-    _, warning = of(doctor(tmp_path), "policy")
-    assert warning.is_advice
-    assert "rule 1 (user=*) still caps calls of rule 2 more tightly, at 30/1m" in warning.detail
-
-
-def test_a_tier_that_no_rule_matches_is_a_note(tmp_path: Path) -> None:
     _, warning = of(doctor(tmp_path, "--agent", "a::batch::b"), "policy")
     assert warning.is_advice
     assert warning.detail.startswith("no rule matches agents of the tier batch")
-
-
-def test_a_cost_without_effect_is_a_note(tmp_path: Path) -> None:
-    policy(tmp_path, rule("5/1m", tool="x") + '[[cost]]\ntool = "x"\ncost = 2\n')
-    _, warning = of(doctor(tmp_path), "policy")
-    assert warning.is_advice
-    assert warning.detail.startswith("line 5: the cost of tool=x has no effect")

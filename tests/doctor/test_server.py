@@ -6,7 +6,6 @@ import pytest
 
 from mcpguard import config
 from mcpguard.doctor import server
-from mcpguard.doctor.check import Check
 from tests.cli.command import mcpguard
 from tests.doctor.checks import doctor, only
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, script
@@ -68,21 +67,20 @@ def test_an_older_server_is_asked_as_older_clients_ask_and_tools_with_the_same_r
 
 
 def test_caps_and_limits_on_errors_are_listed_as_policy_show_lists_them(tmp_path: Path) -> None:
-    cap = '[[rule]]\ntool = "search_customers"\nconcurrent = 2\n'
-    errors = '[[rule]]\ntool = "import_customers"\nlimit = "3/1m"\ncount = "errors"\nconcurrent = 1\n'
-    policy(tmp_path, cap + errors)
+    errors = rule("3/1m", tool="import_customers", count="errors", concurrent=1)
+    policy(tmp_path, rule(tool="search_customers", concurrent=2) + errors)
     checks = doctor(tmp_path, "--", *SDK)
     assert only(checks, "tool search_customers").detail == "2-in-flight by rule 1 (tool=search_customers)"
     both = "3-errors/1m and 1-in-flight by rule 2 (tool=import_customers)"
     assert only(checks, "tool import_customers").detail == both
 
 
-def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path) -> None:
-    policy(tmp_path, rule("7/1h", user="carol"))
-    entry = ["/usr/local/bin/mcpguard", "run", "--server", "crm", "--user", "carol", "--quiet", "--", *SDK]
-    checks = doctor(tmp_path, "--", *entry)
+@pytest.mark.parametrize("start", [["--", "/usr/local/bin/mcpguard", "run"], ["run"]], ids=["whole", "arguments alone"])
+def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path, start: list[str]) -> None:
+    policy(tmp_path, rule("7/1h", user="carol", server="crm"))
+    checks = doctor(tmp_path, *start, "--server", "crm", "--user", "carol", "--quiet", "--", *SDK)
     assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
-    assert only(checks, "tools search_customers, import_customers").detail == "7/1h by rule 1 (user=carol)"
+    assert only(checks, "tools search_customers, import_customers").detail == "7/1h by rule 1 (user=carol server=crm)"
 
 
 def test_what_mcpguard_does_not_accept_in_an_entry_is_told_with_its_hint(tmp_path: Path) -> None:
@@ -183,9 +181,3 @@ def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_l
     checks = doctor(tmp_path, "--", *SDK, status=1)
     assert only(checks, "server").ok
     assert not [one for one in checks if one.check.startswith("tool")]
-
-
-def test_a_check_with_a_hint_is_advice_only_if_it_is_ok() -> None:
-    assert Check("a", True, "b", "c").is_advice
-    assert not Check("a", False, "b", "c").is_advice
-    assert not Check("a", True, "b").is_advice

@@ -8,9 +8,8 @@ from tests.doctor.checks import doctor, of, only
 def test_a_new_installation_has_nothing_to_mend(tmp_path: Path) -> None:
     checks = doctor(tmp_path)
     assert [one.check for one in checks] == ["config", "policy", "store", "space", "identity"]
-    assert (
-        only(checks, "config").detail == f"no file at {tmp_path / 'config.toml'}: the defaults apply; variables: MCPGUARD_HOME"
-    )
+    told = f"no file at {tmp_path / 'config.toml'}: the defaults apply; variables: MCPGUARD_HOME"
+    assert only(checks, "config").detail == told
     assert only(checks, "policy").detail == f"starter policy, no file at {tmp_path / 'policy.toml'}: 4 rules"
     assert list(tmp_path.iterdir()) == []
 

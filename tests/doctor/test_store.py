@@ -1,5 +1,6 @@
 import contextlib
 import itertools
+import re
 import shutil
 import sqlite3
 import time
@@ -15,76 +16,67 @@ from tests.doctor.checks import doctor, of, only
 from tests.end_to_end.outages import stopped_holder
 
 
-def test_an_open_store_tells_its_size_and_its_oldest_row(tmp_path: Path) -> None:
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """A store in which a wrapper has recorded a call."""
     calls(tmp_path, "search", 1)
-    found = only(doctor(tmp_path), "store")
-    assert found.detail.startswith(f"{tmp_path / 'mcpguard.db'}: ")
-    assert " MB, oldest row " in found.detail
-    assert found.detail.endswith(" s old")
+    return tmp_path / "mcpguard.db"
 
 
-def test_the_age_of_the_oldest_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls(tmp_path, "search", 1)
+def test_an_open_store_tells_its_size_and_oldest_rows_age(tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "time", SimpleNamespace(time=lambda: time.time() + 3 * 86_400))
-    assert ", oldest row 3 d old" in only(doctor(tmp_path), "store").detail
+    assert re.fullmatch(rf"{re.escape(str(db))}: [\d.]+ MB, oldest row 3 d old", only(doctor(tmp_path), "store").detail)
 
 
-def test_a_damaged_store_fails(tmp_path: Path) -> None:
-    calls(tmp_path, "search", 1)
-    (tmp_path / "mcpguard.db").write_bytes(b"x" * 9000)
-    found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail.startswith(f"{tmp_path / 'mcpguard.db'} ")
+def test_a_damaged_store_fails(tmp_path: Path, db: Path) -> None:
+    with contextlib.closing(sqlite3.connect(db)) as opened, opened:
+        opened.execute("UPDATE fragment SET json = '{'")
+    assert only(doctor(tmp_path, status=1), "store").detail == f"row 1 of {db} is damaged"
+    db.write_bytes(b"x" * 9000)
+    assert only(doctor(tmp_path, status=1), "store").detail.startswith(f"{db} ")
 
 
-def test_a_store_with_a_damaged_value_fails(tmp_path: Path) -> None:
-    calls(tmp_path, "search", 1)
-    with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
-        db.execute("UPDATE fragment SET json = '{'")
-    found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail == f"row 1 of {tmp_path / 'mcpguard.db'} is damaged"
-
-
-def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path) -> None:
-    calls(tmp_path, "search", 1)
-    (tmp_path / "mcpguard.db-calls").unlink()
+def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path, db: Path) -> None:
+    log = Path(f"{db}-calls")
+    log.unlink()
     _, lost = of(doctor(tmp_path), "store")
     assert lost.is_advice
-    assert lost.detail.startswith(f"{tmp_path / 'mcpguard.db-calls'} was removed: ")
+    assert lost.detail.startswith(f"{log} was removed: ")
 
 
-def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_also_waits_for_it(tmp_path: Path) -> None:
-    calls(tmp_path, "search", 1)
-    waits = stopped_holder("hold", tmp_path / "mcpguard.db-lock")  # a wrapper that opens the store again holds it meanwhile
-    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), waits:
+def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_waits_for_it(tmp_path: Path, db: Path) -> None:
+    log, lock = Path(f"{db}-calls"), Path(f"{db}-lock")  # a wrapper that opens the store again holds the lock meanwhile
+    with stopped_holder("hold", log), stopped_holder("hold", lock):
         found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail == f"{tmp_path / 'mcpguard.db-calls'} did not come free in time"
+    assert found.detail == f"{log} did not come free in time"
     assert found.hint == "look for a stopped process that holds its lock"
     assert only(doctor(tmp_path), "store").ok
 
 
 @permissions_bind
-@pytest.mark.parametrize(("closed", "is_made"), [("mcpguard.db", True), ("", False), ("", True)])
-def test_a_store_that_cannot_be_written_to_or_made_fails(tmp_path: Path, closed: str, is_made: bool) -> None:
+@pytest.mark.parametrize(
+    ("closed", "is_made", "told"),
+    [("mcpguard.db", True, "/mcpguard.db"), ("", False, "/mcpguard.db"), ("", True, " cannot be written to")],
+)
+def test_a_store_that_cannot_be_written_to_or_made_fails(tmp_path: Path, closed: str, is_made: bool, told: str) -> None:
     if is_made:
         calls(tmp_path, "search", 1)
     (tmp_path / closed).chmod(0o400 if closed else 0o500)
     done = process(tmp_path, "doctor", under=BOUND)
     tmp_path.chmod(0o700)
-    told = " ".join(done.stdout.split())
-    assert (done.returncode, "ok store" in told) == (1, False)
-    assert (
-        f"FAIL store: {tmp_path} cannot be written to" if is_made and not closed else f"FAIL store: {tmp_path / 'mcpguard.db'}"
-    ) in told
+    shown = " ".join(done.stdout.split())
+    assert (done.returncode, "ok store" in shown) == (1, False)
+    assert f"FAIL store: {tmp_path}{told}" in shown
 
 
 @permissions_bind
-def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
-    calls(tmp_path, "search", 1)
-    (tmp_path / "mcpguard.db.bak").write_bytes(bytes(90_000_000))
-    (tmp_path / "mcpguard.db.bak").chmod(0o400)
-    done = process(tmp_path, "doctor", under=BOUND)
-    assert "FAIL store" not in " ".join(done.stdout.split())
-    assert f"ok store: {tmp_path / 'mcpguard.db'}: 8." in " ".join(done.stdout.split())
+def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path, db: Path) -> None:
+    copy = Path(f"{db}.bak")
+    copy.write_bytes(bytes(90_000_000))
+    copy.chmod(0o400)
+    shown = " ".join(process(tmp_path, "doctor", under=BOUND).stdout.split())
+    assert "FAIL store" not in shown
+    assert f"ok store: {db}: 8." in shown
 
 
 def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp_path: Path) -> None:
@@ -107,16 +99,12 @@ def test_a_folder_in_which_even_root_can_make_nothing_fails(tmp_path: Path) -> N
     assert found.detail.startswith("/proc/acme/mcpguard.db cannot be made: /proc cannot be written to: ")
 
 
-@pytest.mark.parametrize(
-    ("free", "ok", "is_advice"), [(1 << 20, False, False), (100 << 20, True, True), (1 << 40, True, False)]
-)
-def test_little_free_space_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, ok: bool, is_advice: bool
-) -> None:
-    calls(tmp_path, "search", 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    found = only(doctor(tmp_path, status=int(not ok)), "space")
-    assert (found.ok, found.is_advice) == (ok, is_advice)
+@pytest.mark.usefixtures("db")
+def test_little_free_space_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, ok, is_advice in ((1 << 20, False, False), (100 << 20, True, True), (1 << 40, True, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        found = only(doctor(tmp_path, status=int(not ok)), "space")
+        assert (found.ok, found.is_advice) == (ok, is_advice)
 
 
 def test_a_redis_server_tells_its_rows_and_memory(tmp_path: Path) -> None:
@@ -126,9 +114,8 @@ def test_a_redis_server_tells_its_rows_and_memory(tmp_path: Path) -> None:
         found, warning = of(checks, "store")
         assert f"{server.url}, namespace default: answers in " in found.detail
         assert found.detail.endswith(" ms, no rows yet")
-        assert not found.is_advice
+        assert (found.is_advice, warning.is_advice) == (False, True)
         assert "keeps nothing on disk" in warning.detail
-        assert warning.is_advice
         assert only(checks, "space").detail.endswith(" of memory used, without a bound")
         calls(tmp_path, "search", 1, *options)
         assert of(doctor(tmp_path, *options), "store")[0].detail.endswith(" s old")

@@ -52,16 +52,10 @@ def found(program: str, env: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_the_entry_of_a_client_starts_a_server_whose_tools_work(
-    entry: dict[str, Any], installed: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_clients_entry_starts_a_server_that_works(entry: dict[str, Any], installed: dict[str, str], tmp_path: Path) -> None:
     assert entry["command"] == "mcpguard"
-    command = StdioServerParameters(
-        command=found(entry["command"], installed),
-        args=entry["args"],
-        env=installed | entry.get("env", {}),
-        cwd=tmp_path,
-    )
+    program, env = found(entry["command"], installed), installed | entry.get("env", {})
+    command = StdioServerParameters(command=program, args=entry["args"], env=env, cwd=tmp_path)
 
     async def run() -> Any:
         async with Client(command) as client:
@@ -77,15 +71,12 @@ def test_a_policy_is_valid_toml_and_passes_the_check(path: Path, installed: dict
 
 
 def run(*command: object, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program, which must succeed."""
     done = subprocess.run([*map(str, command)], env=env, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def test_the_client_is_never_denied_twice_for_one_call_after_obeying_a_denial(
-    installed: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_client_is_never_denied_twice_for_one_call_if_it_obeys_a_denial(installed: dict[str, str], tmp_path: Path) -> None:
     lines = run(found("python", installed), EXAMPLES / "client.py", 12, env=installed, cwd=tmp_path).stdout.splitlines()
     assert lines[-1] in {f"12 calls answered; at most {worst} denial(s) for one call." for worst in (0, 1)}
     assert sum(line.startswith("call ") for line in lines) == 12

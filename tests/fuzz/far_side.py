@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias, TypeGuard
 
-from tests.fuzz.json_text import LENIENT, STRICT, Number, Pairs, Reader, Value
+from tests.fuzz.json_text import LENIENT, STRICT, Pairs, Reader, Value, is_text
 
 TOOLS_CALL: Final = "tools/call"
 
 
 class Missing(Enum):
-    """No such key."""
-
-    MISSING = "missing"
+    MISSING = "no such key"
 
 
 MISSING: Final = Missing.MISSING
@@ -27,19 +25,12 @@ Text = Callable[[str], str]
 
 
 class Reading(NamedTuple):
-    """A message as one parser sees it.
+    """A message as one parser sees it."""
 
-    Attributes:
-        method: None if it has none that is text.
-        id: As it is written, with its type; empty if it has none.
-        tool: For a call, its name; the text `(none)` if it has none that is text.
-        rest: For a call, the other things in `params` that make a difference to a server.
-    """
-
-    method: str | None
-    id: str
-    tool: str | None = None
-    rest: str = ""
+    method: str | None  # None if it has none that is text
+    id: str  # as it is written, with its type; empty if it has none
+    tool: str | None = None  # of a call, the name; `(none)` if it has none that is text
+    rest: str = ""  # of a call, the other things in `params` that make a difference to a server
 
 
 # Bytes to text
@@ -57,32 +48,21 @@ def _overlong(data: bytes) -> str:
     return re.sub(rb"[\xc0\xc1][\x80-\xbf]|\xe0[\x80-\x9f][\x80-\xbf]", short, data).decode(errors="replace")
 
 
-def _strict(data: bytes) -> str:
-    lines = []
-    for line in data.split(b"\n"):
-        try:
-            lines.append(line.decode())
-        except UnicodeDecodeError:
-            lines.append("")
-    return "\n".join(lines)
+def _decoded(data: bytes, errors: str) -> str:
+    try:
+        return data.decode(errors=errors)
+    except UnicodeDecodeError:
+        return ""
 
 
 DECODERS: Final[dict[str, Callable[[bytes], str]]] = {
-    "UTF-8": _strict,
+    "UTF-8": lambda data: "\n".join(_decoded(line, "strict") for line in data.split(b"\n")),
     "UTF-8, U+FFFD for the rest": lambda data: data.decode(errors="replace"),
     "UTF-8, the rest dropped": lambda data: data.decode(errors="ignore"),
-    "UTF-8, surrogates taken": lambda data: data.decode(errors="surrogatepass") if _passes(data) else "",
+    "UTF-8, surrogates taken": lambda data: _decoded(data, "surrogatepass"),
     "UTF-8, overlong forms taken": _overlong,
     "UTF-8, BOM skipped": lambda data: re.sub("^\ufeff", "", data.decode(errors="replace"), flags=re.MULTILINE),
 }
-
-
-def _passes(data: bytes) -> bool:
-    try:
-        data.decode(errors="surrogatepass")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 # Text to lines
@@ -120,7 +100,7 @@ def _not_raw(value: Value) -> Value:
     read = value
     while isinstance(read, Pairs) and len(read) == 1 and read[0][0] == _RAW:
         text = read[0][1]
-        if not isinstance(text, str) or isinstance(text, Number):
+        if not is_text(text):
             return value
         try:
             read = STRICT.whole(text)
@@ -174,22 +154,6 @@ def _cut_at_nul(text: str) -> str:
     return text.split("\0")[0]
 
 
-def _without_surrogates(text: str) -> str:
-    return _SURROGATE.sub("", text)
-
-
-def _cut_at_surrogate(text: str) -> str:
-    return _SURROGATE.split(text)[0]
-
-
-def _replacing_surrogates(text: str) -> str:
-    return _SURROGATE.sub("\ufffd", text)
-
-
-def _as_is(text: str) -> str:
-    return text
-
-
 def _by(change: Text, which: Lookup) -> Lookup:
     return lambda pairs, key: which(Pairs((change(name), value) for name, value in pairs), change(key))
 
@@ -202,19 +166,25 @@ def _inherited(pairs: Pairs, key: str) -> Found:
 
 
 KEYS: Final[dict[str, tuple[Lookup, Text]]] = {
-    "the last key": (_last, _as_is),
-    "the first key": (_first, _as_is),
-    "any case, the last key": (_by(fold, _last), _as_is),
-    "any case, the first key": (_by(fold, _first), _as_is),
-    "any case, underscores and dashes": (_by(lambda name: fold(name).replace("_", "").replace("-", ""), _first), _as_is),
-    "any case by full folding": (_by(str.casefold, _last), _as_is),
-    "C strings, the first key": (_by(_cut_at_nul, _first), _cut_at_nul),
+    "the last key": (_last, str),
+    "the first key": (_first, str),
+    "any case, the last key": (_by(fold, _last), str),
+    "any case, the first key": (_by(fold, _first), str),
+    "any case, underscores and dashes": (_by(lambda name: fold(name).replace("_", "").replace("-", ""), _first), str),
+    "any case by full folding": (_by(str.casefold, _last), str),
+    "prototypes": (_inherited, str),
     "C strings, any case, the last key": (_by(lambda name: fold(_cut_at_nul(name)), _last), _cut_at_nul),
-    "lone surrogates dropped": (_by(_without_surrogates, _last), _without_surrogates),
-    "cut at a lone surrogate": (_by(_cut_at_surrogate, _first), _cut_at_surrogate),
-    "U+FFFD for a lone surrogate": (_by(_replacing_surrogates, _last), _replacing_surrogates),
-    "prototypes": (_inherited, _as_is),
+    **{
+        kind: (_by(change, which), change)
+        for kind, which, change in (
+            ("C strings, the first key", _first, _cut_at_nul),
+            ("lone surrogates dropped", _last, lambda text: _SURROGATE.sub("", text)),
+            ("cut at a lone surrogate", _first, lambda text: _SURROGATE.split(text)[0]),
+            ("U+FFFD for a lone surrogate", _last, lambda text: _SURROGATE.sub("\ufffd", text)),
+        )
+    },
 }
+"""How each kind looks a key up, and what it makes of a method and a tool's name."""
 
 _REST: Final = ("arguments", "_meta", "task", "requestState", "inputResponses")
 
@@ -236,7 +206,7 @@ def _messages(value: Value) -> Iterator[Pairs]:
 
 def _reading(message: Pairs, lookup: Lookup, text: Text) -> Reading:
     method, request_id = lookup(message, "method"), lookup(message, "id")
-    word = text(method) if isinstance(method, str) and not isinstance(method, Number) else None
+    word = text(method) if is_text(method) else None
     said = "" if isinstance(request_id, Missing) else f"{type(request_id).__name__} {request_id!r}"
     if word != TOOLS_CALL:
         return Reading(word, said)
@@ -248,7 +218,7 @@ def _reading(message: Pairs, lookup: Lookup, text: Text) -> Reading:
         rest = repr([lookup(params, key) for key in _REST])
     elif _is_array(params):
         name = next(iter(params), MISSING)
-    return Reading(word, said, text(name) if isinstance(name, str) and not isinstance(name, Number) else "(none)", rest)
+    return Reading(word, said, text(name) if is_text(name) else "(none)", rest)
 
 
 def _values(stream: bytes) -> dict[str, list[Value]]:

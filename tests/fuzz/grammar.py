@@ -43,14 +43,10 @@ ATTACKS = (*HIDDEN.values(), *(line.encode() for line in (EXPOSED | COUNTED).val
 
 
 class Draw(Random):
-    """Choices."""
-
     def seldom(self, times: int = 10) -> bool:
-        """True once in so many times."""
         return self.randrange(times) == 0
 
     def often(self, times: int = 10) -> bool:
-        """True in all but one of so many times."""
         return self.randrange(times) > 0
 
 
@@ -107,7 +103,6 @@ def value(draw: Draw, depth: int = 2) -> str:
 
 
 def space(draw: Draw) -> str:
-    """What stands between two tokens."""
     return draw.choice(ODD_SPACES if draw.seldom(400) else SPACES)
 
 
@@ -129,7 +124,6 @@ def obj(draw: Draw, members: list[tuple[str, str]]) -> str:
 
 
 def call_params(draw: Draw) -> str:
-    """The `params` of a call."""
     if draw.seldom(25):
         return value(draw)
     members = [("name", value(draw, 1) if draw.seldom(25) else text(draw, draw.choice(TOOLS)))]

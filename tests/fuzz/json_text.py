@@ -5,9 +5,10 @@ lenient one takes what some parser somewhere takes: NaN, control characters in s
 too many.
 """
 
+import contextlib
 import re
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeGuard
 
 MAX_DEPTH: Final = 512
 
@@ -24,6 +25,11 @@ class Number(str):
 
 Value: TypeAlias = "Pairs | list[Value] | Number | str | bool | None"
 
+
+def is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and not isinstance(value, Number)
+
+
 _SIMPLE: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -39,8 +45,6 @@ def unescape(text: str) -> str:
 
 
 class Reader:
-    """Reads one value."""
-
     def __init__(self, space: str, string: str, number: str, *, allows_spare_commas: bool = False) -> None:
         self._space = re.compile(space)
         self._token = re.compile(f'"(?P<string>{string})"|(?P<number>{number})|(?P<word>true|false|null)', re.DOTALL)
@@ -55,11 +59,7 @@ class Reader:
         return match.end()
 
     def read(self, text: str, at: int = 0, depth: int = 0) -> tuple[Value, int]:
-        """The value at `at`, and where it ends.
-
-        Raises:
-            ValueError: There is none, or it is nested deeper than `MAX_DEPTH`.
-        """
+        """The value at `at`, and where it ends. ValueError if there is none, or if it is nested deeper than `MAX_DEPTH`."""
         at = self.skip(text, at)
         opening = text[at : at + 1]
         if opening not in {"{", "["}:
@@ -90,11 +90,7 @@ class Reader:
 
     @lru_cache(maxsize=64)  # noqa: B019 - there are two readers
     def whole(self, text: str) -> Value:
-        """The only value of `text`. Every part of a check reads the same lines: nobody may change what is returned.
-
-        Raises:
-            ValueError: It is not one value.
-        """
+        """The only value of `text`, or ValueError. All parts of a check share what is returned: nobody may change it."""
         value, end = self.read(text)
         if self.skip(text, end) != len(text):
             raise ValueError("more than one")
@@ -102,19 +98,15 @@ class Reader:
 
     def all(self, text: str) -> list[Value]:
         """The values that follow one another in `text`, as far as they can be read."""
-        try:
+        with contextlib.suppress(ValueError):
             return [self.whole(text)]
-        except ValueError:
-            pass
         values = []
         at = self.skip(text, 0)
-        while at < len(text):
-            try:
+        with contextlib.suppress(ValueError):
+            while at < len(text):
                 value, at = self.read(text, at)
-            except ValueError:
-                break
-            values.append(value)
-            at = self.skip(text, at)
+                values.append(value)
+                at = self.skip(text, at)
         return values
 
     def members(self, text: str) -> list[tuple[Value, str]]:
@@ -140,7 +132,7 @@ class Reader:
     def _key(self, text: str, at: int) -> tuple[str, int]:
         key, at = self._scalar(text, at)
         at = self.skip(text, at)
-        if not isinstance(key, str) or isinstance(key, Number) or text[at : at + 1] != ":":
+        if not is_text(key) or text[at : at + 1] != ":":
             raise ValueError("no key")
         return key, at + 1
 

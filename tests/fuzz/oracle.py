@@ -18,7 +18,7 @@ from mcpguard.wire.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from tests.build import Session
 from tests.end_to_end.host import rule
 from tests.fuzz.far_side import Reading, readings
-from tests.fuzz.json_text import STRICT, Number, Pairs, Value
+from tests.fuzz.json_text import STRICT, Number, Pairs, Value, is_text
 
 POLICY: Final = rule("1000000/1d", tool="*") + rule("deny", tool="closed")
 
@@ -33,24 +33,16 @@ DENIED: Final = 403
 
 
 class Said(NamedTuple):
-    """An answer of the guard's own."""
-
     id: object
     code: int
 
 
 class Member(NamedTuple):
-    """What the client wrote, as one who reads strictly has it: a message, or what is none.
+    """What the client wrote, as one who reads strictly has it: a message, or what is none."""
 
-    Attributes:
-        value: The message; None for what cannot be one.
-        code: Then, the code that says so.
-        forwarded: The bytes that may reach the server.
-    """
-
-    value: Pairs | None
-    code: int = 0
-    forwarded: bytes = b""
+    value: Pairs | None  # None for what cannot be a message
+    code: int = 0  # then, the code that says so
+    forwarded: bytes = b""  # the bytes that may reach the server
 
 
 class Wire(Session):
@@ -70,7 +62,6 @@ class Wire(Session):
         self._take(self.splitter.finish())
 
     def answer(self, data: bytes) -> None:
-        """The server writes this."""
         self.machine.server_wrote(self.answers.feed(data), 0)
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
@@ -97,11 +88,7 @@ class Wire(Session):
 def check(
     stream: bytes, *, chunk_bytes: int = 1 << 16, max_frame_bytes: int = MAX_FRAME_BYTES, arguments: str = "hash"
 ) -> Wire:
-    """Write `stream` to a guard, in chunks, and check everything that comes out of it.
-
-    Raises:
-        AssertionError: A promise is broken; the message says which.
-    """
+    """Write `stream` to a guard, in chunks, and check everything that comes out of it."""
     wire = Wire(max_frame_bytes=max_frame_bytes, arguments=arguments)
     for start in range(0, len(stream), chunk_bytes):
         wire.write(stream[start : start + chunk_bytes])
@@ -145,15 +132,11 @@ def _check_forwarded(line: bytes) -> None:
     for level in (message, params if isinstance(params, Pairs) else Pairs()):
         assert len({key.casefold() for key, _ in level}) == len(level), "a key that comes twice"
     if one.get("method") is not None:
-        assert _is_text(one["method"]), "a method that is not text"
+        assert is_text(one["method"]), "a method that is not text"
         assert "id" not in one or _id(one["id"]) is not None, "a request whose id is neither text nor an integer"
         assert "id" in one or one["method"] != "tools/call", "a call without an id"
     elif "id" in one:
         assert "result" in one or "error" in one, "an id that somebody waits for, and nothing that can be answered"
-
-
-def _is_text(value: Value) -> bool:
-    return isinstance(value, str) and not isinstance(value, Number)
 
 
 def _id(value: Value) -> str | int | None:

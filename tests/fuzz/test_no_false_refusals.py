@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.oracle import Wire, check, honest
+from tests.fuzz.oracle import Wire, check
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.jsonl"))
 
@@ -20,68 +20,48 @@ META = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 }
 CONTENT = {"type": "text", "text": "Name: é\u2028"}
-TASK = {"taskId": "t", "status": "working", "createdAt": "2025-11-25T10:30:00Z", "ttl": 60000, "pollInterval": 5000}
 
+NOTHING: dict[str, object] = {}
+URI: dict[str, object] = {"uri": "file:///a?b=%00"}
+TASK_ID: dict[str, object] = {"taskId": "t"}
+PAGE: dict[str, object] = {"cursor": "c"}
+CHANGED = [f"notifications/{what}/list_changed" for what in ("prompts", "resources", "roots", "tools")]
 MESSAGES: dict[str, dict[str, object]] = {
+    **dict.fromkeys(("ping", "resources/templates/list", "roots/list", "server/discover", ""), NOTHING),
+    **dict.fromkeys(("notifications/initialized", *CHANGED), NOTHING),
+    **dict.fromkeys(("prompts/list", "resources/list", "tasks/list", "tools/list"), PAGE),
+    **dict.fromkeys(("resources/read", "resources/subscribe", "resources/unsubscribe", "notifications/resources/updated"), URI),
+    **dict.fromkeys(("tasks/cancel", "tasks/get", "tasks/result"), TASK_ID),
     "completion/complete": {"ref": {"type": "ref/prompt", "name": "p"}, "argument": {"name": "a", "value": ""}, "context": {}},
     "elicitation/create": {"mode": "form", "message": "", "requestedSchema": {"type": "object", "properties": {"Name": {}}}},
     "initialize": {"protocolVersion": "2025-11-25", "capabilities": {"roots": {}}, "clientInfo": {"name": "c", "version": "1"}},
     "logging/setLevel": {"level": "debug"},
-    "ping": {},
     "prompts/get": {"name": "p", "arguments": {"Name": "x"}},
-    "prompts/list": {"cursor": "c"},
-    "resources/list": {"cursor": "c"},
-    "resources/read": {"uri": "file:///a?b=%00"},
-    "resources/subscribe": {"uri": "file:///a"},
-    "resources/templates/list": {},
-    "resources/unsubscribe": {"uri": "file:///a"},
-    "roots/list": {},
     "sampling/createMessage": {"messages": [{"role": "user", "content": CONTENT}], "maxTokens": 1, "tools": [{"name": "t"}]},
-    "server/discover": {},
     "subscriptions/listen": {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["file:///a"]}},
-    "tasks/cancel": {"taskId": "t"},
-    "tasks/get": {"taskId": "t"},
-    "tasks/list": {"cursor": "c"},
-    "tasks/result": {"taskId": "t"},
-    "tasks/update": {"taskId": "t", "inputResponses": {"a": {"action": "accept", "content": {"Name": 1, "name": 2}}}},
+    "tasks/update": TASK_ID | {"inputResponses": {"a": {"action": "accept", "content": {"Name": 1, "name": 2}}}},
     "tools/call": {"name": "open", "arguments": {"name": "x", "Name": "y"}, "task": {"ttl": 60000}},
-    "tools/list": {"cursor": "c"},
     "x-vendor/anything": {"method": "tools/call", "params": {"name": "closed"}, "id": 7, "uri": ""},
-    "": {},
     "notifications/cancelled": {"requestId": 1, "reason": "r"},
     "notifications/elicitation/complete": {"elicitationId": "e"},
-    "notifications/initialized": {},
     "notifications/message": {"level": "info", "logger": "l", "data": {"Name": 1}},
     "notifications/progress": {"progressToken": 1, "progress": 0.5, "total": 1, "message": "m"},
-    "notifications/prompts/list_changed": {},
-    "notifications/resources/list_changed": {},
-    "notifications/resources/updated": {"uri": "file:///a"},
-    "notifications/roots/list_changed": {},
     "notifications/subscriptions/acknowledged": {"notifications": {}},
-    "notifications/tasks/status": TASK,
-    "notifications/tools/list_changed": {},
+    "notifications/tasks/status": TASK_ID | {"status": "working", "createdAt": "2025-11-25T10:30:00Z", "ttl": 60000},
 }
 """The parameters of every method of every version."""
 
 ODD = {
     "an error without an id": '{"jsonrpc":"2.0","error":{"code":-32700,"message":"Parse error"}}',
     "an error with a null id": '{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}',
-    "a null error beside a method": '{"jsonrpc":"2.0","id":1,"method":"ping","error":null,"result":null}',
-    "a null method beside a result": '{"jsonrpc":"2.0","id":1,"method":null,"result":{}}',
-    "an object without anything": "{}",
     "a result that is no object": '{"id":1,"result":[1,{"id":1,"id":2,"ID":3}]}',
-    "a fraction for a response's id": '{"id":1.5,"result":{}}',
     "keys in other letters below the first level": '{"id":1,"method":"x","params":{"a":{"Name":1,"name":2,"NAME":3}}}',
     "keys that come twice below the first level": '{"id":1,"method":"x","params":{"a":[{"k":1,"k":2}]}}',
     "keys that come twice in an error": '{"id":1,"error":{"code":1,"code":2,"Code":3,"message":""}}',
     "odd keys below the first level": r'{"id":1,"result":{"a\u0000":1,"\ud800":2,"__proto__":{}}}',
-    "keys twice in inputResponses": '{"id":1,"method":"tools/call","params":{"name":"a","inputResponses":{"k":1,"k":2,"K":3}}}',
-    "keys twice in _meta": '{"id":1,"method":"tools/call","params":{"name":"a","_meta":{"k":1,"k":2,"K":3}}}',
-    "params by position": '{"id":1,"method":"x","params":[1,2]}',
     "null params": '{"id":1,"method":"x","params":null}',
     "text for params": '{"id":1,"method":"x","params":"y"}',
     "an id beyond 2^53": '{"id":9007199254740993,"method":"tools/call","params":{"name":"a"}}',
-    "an id of 5,000 digits": f'{{"id":-{"9" * 5000},"method":"tools/call","params":{{"name":"a"}}}}',
     "an id with escapes": r'{"id":"\u0000\ud800\"\\","method":"ping"}',
     "numbers of all kinds": '{"id":1,"method":"x","params":{"a":[1e400,-1E+2,-0,0.0,1e-400,-0e0,1.50]}}',
     "numbers of many digits": f'{{"id":1,"method":"x","params":{{"a":[{"1" * 400}.5,{"9" * 5000},-{"8" * 4301}]}}}}',
@@ -92,8 +72,6 @@ ODD = {
     "arguments that are a list": '{"id":1,"method":"tools/call","params":{"name":"a","arguments":[]}}',
     "a requestState that is a number": f'{{"id":1,"method":"tools/call","params":{{"name":"a","requestState":{"9" * 5000}}}}}',
     "spaces of all kinds": ' \t{ \t"id"\t: 1 , "method" :\t"x" ,"params":\t{ } } \t',
-    "512 levels": '{"id":1,"method":"x","params":{"a":' + "[" * 510 + "]" * 510 + "}}",
-    "brackets in text": '{"id":1,"method":"x","params":{"a":"' + "[{" * 600 + r"\"\\" + '"}}',
     "unknown keys": '{"id":1,"method":"x","trace":1,"meta":2,"naïve":3,"ﬁ":4,"":5}',
 }
 
@@ -106,12 +84,6 @@ def passes(line: bytes) -> None:
 
 def recorded(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_recorded_traffic_passes_byte_for_byte_but_for_the_stated_substitutions(path: Path) -> None:
-    written = [frame["frame"] for frame in recorded(path) if frame["from"] == "client"]
-    assert [line for one in written for line in check(one.encode() + b"\n").to_server] == [honest(line) for line in written]
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -140,6 +112,5 @@ def test_what_is_odd_and_means_one_thing_only_passes(line: str) -> None:
 
 
 def test_a_member_of_a_batch_passes_as_it_was_written() -> None:
-    odd = [line for line in ODD.values() if "[" * 510 not in line]
-    members = [line.replace('"id":1,', f'"id":{at},').encode() for at, line in enumerate(odd)]
+    members = [line.replace('"id":1,', f'"id":{at},').encode() for at, line in enumerate(ODD.values())]
     assert check(b"[" + b" ,\t".join(members) + b"]").to_server == [line.strip(b" \t") + b"\n" for line in members]

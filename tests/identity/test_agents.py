@@ -24,6 +24,12 @@ def called(name: str, **params: Any) -> bytes:
     return call_line("x", name, **params)
 
 
+def after_the_handshake(name: str) -> Talk:
+    talk = Talk(who=UNNAMED)
+    talk.client(request("initialize", 0, clientInfo={"name": name}))
+    return talk
+
+
 def by_id(tool_use_id: object, **meta: Any) -> dict[str, Any]:
     return {"_meta": {"claudecode/toolUseId": tool_use_id, "progressToken": 1} | meta}
 
@@ -115,30 +121,28 @@ def test_a_held_call_stays_its_subagents() -> None:
 
 @pytest.mark.parametrize("told", [{"thread_source": "user"}, {"thread_source": "subagent"}, {"turn_trigger": "exec"}])
 def test_codexs_meta_from_another_client_changes_nothing(told: dict[str, str]) -> None:
-    talk = Talk(who=UNNAMED)
-    talk.client(request("initialize", 0, clientInfo={"name": "claude-code"}))
+    talk = after_the_handshake("claude-code")
     turn = {"x-codex-turn-metadata": told}
     talk.client(called("a", **by_id("t1", **turn)), called("b", **by_id("t2", **turn)), noted={"s t1": EXPLORE})
     assert agents(talk) == [(EXPLORE, "hook"), ("Claude Code::interactive::default", "clientInfo")]
 
 
 def test_codexs_main_agent_has_no_note_whatever_one_says() -> None:
-    talk = Talk(who=UNNAMED)
-    talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
+    talk = after_the_handshake("codex-mcp-client")
     stale = {f"{CODEX_SESSION} call_54_main": "Codex::subagent::explorer"}
     talk.client(request("tools/call", 1, **CODEX["main"]["params"]), noted=stale)
     assert agents(talk) == [CODEX_MAIN]
 
 
 CODEX_SESSION = "01a21980-a1a1-7341-8cf2-a8366b38779c"
+CLI = "GitHub Copilot CLI"
 CODEX_MAIN = ("Codex::background::default", "meta")
 CODEX_SUBAGENT = ("Codex::subagent::default", "meta")
 
 
 def codex(*, heavy: bool) -> Talk:
     """A conversation with Codex, in which its main agent and a subagent each make a recorded call twice."""
-    talk = Talk(who=UNNAMED)
-    talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
+    talk = after_the_handshake("codex-mcp-client")
     more: dict[str, Any] = {"more": [[]] * (HEAVY_PARTS + 1)} if heavy else {}
     calls = [CODEX["main"]["params"], CODEX["subagent"]["params"]] * 2
     talk.client(*[request("tools/call", at, **params, **more) for at, params in enumerate(calls, 1)])
@@ -156,66 +160,36 @@ def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> N
     ("recorded", "key", "main", "subagent"),
     [
         (CODEX, f"{CODEX_SESSION} call_58_sub", CODEX_MAIN, "Codex::subagent::explorer"),
-        (
-            COPILOT,
-            "call_68_sub",
-            ("GitHub Copilot CLI::interactive::default", "clientInfo"),
-            "GitHub Copilot CLI::subagent::general-purpose",
-        ),
+        (COPILOT, "call_68_sub", (f"{CLI}::interactive::default", "clientInfo"), f"{CLI}::subagent::general-purpose"),
     ],
     ids=["codex", "copilot"],
 )
-def test_a_hooks_note_names_the_subagent_of_a_recorded_call(
-    recorded: Any, key: str, main: tuple[str, str], subagent: str
-) -> None:
-    talk = Talk(who=UNNAMED)
-    if recorded is CODEX:  # Copilot CLI names itself in each call
-        talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
+def test_a_hooks_note_names_a_recorded_calls_subagent(recorded: Any, key: str, main: tuple[str, str], subagent: str) -> None:
+    talk = after_the_handshake("codex-mcp-client" if recorded is CODEX else "")  # Copilot CLI names itself in each call
     calls = [request("tools/call", at, **recorded[who]["params"]) for at, who in enumerate(("main", "subagent"), 1)]
     talk.client(*calls, noted={key: subagent})
     assert agents(talk) == [main, (subagent, "hook")]
 
 
-HOSTILE: list[object] = [
-    None,
-    7,
-    True,
-    [],
-    "claude-code",
-    {},
-    {"name": None},
-    {"name": 7},
-    {"name": {"name": "claude-code"}},
-    {"name": ["claude-code"]},
-    {"name": ""},
-    {"name": "x" * 10_000},
-    {"name": "::".join("x" * 3000)},
-    {"name": "\x00\x1b[2J\r\n\x7f\u202e"},
-    {"name": "👩‍👩‍👧‍👦" * 50},
-    {"name": "\ud800"},
-    {"name": "*"},
-    {"name": "*::*::*"},
-    {"name": "::subagent::"},
-    {"name": "\\"},
+NAMES: list[object] = [
+    *(None, 7, {"name": "claude-code"}, ["claude-code"], "", "x" * 10_000, "::".join("x" * 3000), "👩‍👩‍👧‍👦" * 50),
+    *("\x00\x1b[2J\r\n\x7f\u202e", "\ud800", "*", "*::*::*", "::subagent::", "\\"),
 ]
+HOSTILE: list[object] = [None, 7, True, [], "claude-code", {}, *({"name": name} for name in NAMES)]
 
 
 @pytest.mark.parametrize("info", HOSTILE, ids=lambda info: ascii(info)[:30])
-def test_any_client_info_gives_an_agent_of_three_parts_that_is_limited(info: object) -> None:
-    for way in ("initialize", "meta"):
-        policy = '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nlimit = "1/1m"\n'
-        talk = Talk(policy, who=UNNAMED)
-        if way == "initialize":
-            talk.client(request("initialize", 0, clientInfo=info))
-        params: dict[str, Any] = {} if way == "initialize" else {"_meta": {INFO: info}}
-        talk.client(called("a", **params), called("b", **params))
-        assert [record["decision"] for record in talk.records] == ["allowed", "rate_limited"]
-        assert len(talk.to_client) == 1
-        agent = str(talk.records[0]["agent"])
-        assert len(agent.encode(errors="surrogatepass")) <= 300
-        json.dumps(talk.records)
-        (charge,) = talk.requests(called("c", **params))
-        assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
+@pytest.mark.parametrize("way", ["initialize", "meta"])
+def test_any_client_info_gives_an_agent_of_three_parts_that_is_limited(way: str, info: object) -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nlimit = "1/1m"\n', who=UNNAMED)
+    params: dict[str, Any] = {"_meta": {INFO: info}} if way == "meta" else {}
+    talk.client(*([] if params else [request("initialize", 0, clientInfo=info)]), called("a", **params), called("b", **params))
+    assert [record["decision"] for record in talk.records] == ["allowed", "rate_limited"]
+    assert len(talk.to_client) == 1
+    assert len(str(talk.records[0]["agent"]).encode(errors="surrogatepass")) <= 300
+    json.dumps(talk.records)
+    (charge,) = talk.requests(called("c", **params))
+    assert charge.call.agent.split("::")[1:] == ["interactive", "default"]
 
 
 def test_a_new_handshake_renames_the_client_and_a_calls_meta_only_for_that_call() -> None:
@@ -233,13 +207,6 @@ def test_without_trust_in_client_info_no_version_of_the_protocol_names_the_clien
     talk.client(request("initialize", 0, clientInfo={"name": "claude-ai"}), called("a"))
     talk.client(called("b", _meta={INFO: {"name": "zed"}, "mcpguard/agent": "a::b::c"}), called("c", clientInfo={"name": "x"}))
     assert agents(talk) == [("unknown::interactive::default", "default")] * 3
-
-
-def test_long_names_are_not_remembered() -> None:
-    talk = Talk(who=UNNAMED)
-    for at in range(50):
-        talk.client(called(f"{at}", _meta={"mcpguard/agent": "x" * 10_000 + str(at)}))
-    assert not talk.machine.requests.callers
 
 
 # What a client says of itself loosens nothing
@@ -279,18 +246,12 @@ def limits_without_agents(policy: Policy, agent: str) -> list[object]:
     return [(plan.limits[at], plan.reported[at], plan.counters) for at in range(len(plan.limits))]
 
 
-@given(
-    st.lists(rules, max_size=6),
-    names,
-    names | st.just("codex-mcp-client"),
-    st.sampled_from([None, EXPLORE]),
-    st.sampled_from([None, "a::api::b"]),
-    st.sampled_from([None, "subagent"]),
-)
-def test_no_self_reported_agent_loosens_the_limit_of_a_user_or_tool(
-    tables: list[dict[str, object]], one: str, other: str, noted: str | None, meta: str | None, tier: str | None
-) -> None:
+told = st.tuples(*(st.sampled_from([None, one]) for one in ("a::api::b", EXPLORE, "subagent")))
+
+
+@given(st.lists(rules, max_size=6), names, names | st.just("codex-mcp-client"), told)
+def test_no_self_reported_agent_loosens_another_limit(tables: list[dict[str, object]], one: str, other: str, told: Any) -> None:
     policy = written(tables)
     plain, _ = UNNAMED.agent(one)
-    said, _ = Identity("alice", "os", "crm", trust_meta=True).agent(other, meta, noted, tier)
+    said, _ = Identity("alice", "os", "crm", trust_meta=True).agent(other, *told)
     assert limits_without_agents(policy, plain) == limits_without_agents(policy, said)

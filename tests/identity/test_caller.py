@@ -11,18 +11,11 @@ from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity, known_client, parse_agent
 
 
-def agent(client: str | None = None, meta_agent: str | None = None, parts: Agent | None = None, **more: Any) -> tuple[str, str]:
-    """The agent of a call, and its source.
-
-    Args:
-        client: The name in `clientInfo`.
-        meta_agent: The agent in the call's `_meta`.
-        parts: The configured agent.
-        more: What else is told of the call, and of the identity.
-    """
-    told = {key: more.pop(key) for key in ("noted", "codex_tier") if key in more}
+def agent(client: str | None = None, parts: Agent | None = None, **more: Any) -> tuple[str, str]:
+    """The agent of a call, and its source: by the name in `clientInfo`, the configured agent, and what else is known."""
+    told = {key: more.pop(key) for key in ("meta_agent", "noted", "codex_tier") if key in more}
     configured = {"agent_parts": parts, "agent_source": "config"} if parts else {}
-    return Identity("u", "os", "s", **configured | more).agent(client, meta_agent, **told)
+    return Identity("u", "os", "s", **configured | more).agent(client, **told)
 
 
 @given(st.text("a:\\b", min_size=1, max_size=8))
@@ -41,11 +34,12 @@ def test_clients_with_different_names_are_different_agents(one: str, other: str)
 @pytest.mark.parametrize(
     ("name", "client"),
     [
-        ("claude-ai", "Claude Desktop"),
-        ("Visual Studio Code - Insiders", "VS Code"),
-        ("gemini-cli-mcp-client-crm", "Gemini CLI"),
-        ("local-agent-mode-crm", "Claude Desktop"),
-        ("my-client", "my-client"),
+        *(("claude-ai", "Claude Desktop"), ("local-agent-mode-crm", "Claude Desktop")),
+        *(
+            ("Visual Studio Code - Insiders", "VS Code"),
+            ("gemini-cli-mcp-client-crm", "Gemini CLI"),
+            ("my-client", "my-client"),
+        ),
         ("x::background::y", "x:\\:\\background:\\:\\y"),
         ("x:", "x:\\"),
         ("*", "*"),
@@ -57,43 +51,43 @@ def test_an_unset_client_is_filled_from_client_info(name: str | None, client: st
     assert agent(name) == (f"{client}::interactive::default", "clientInfo" if name else "default")
 
 
-def test_client_info_never_replaces_a_configured_client() -> None:
-    assert agent("claude-ai", parts=Agent("Mine")) == ("Mine::interactive::default", "config")
-
-
-def test_without_trust_in_client_info_the_client_is_unknown() -> None:
-    parts = Agent(tier="api", name="job")
-    assert agent("claude-ai", parts=parts, trust_client_info=False) == ("unknown::api::job", "config")
-
-
-def test_the_agent_in_a_calls_meta_is_used_only_if_meta_is_trusted() -> None:
-    assert agent("claude-ai", "a::b::c", trust_meta=True) == ("a::b::c", "meta")
-    for odd in ("a::b", "a::b::c::d", "a::::c", ""):
-        assert agent("claude-ai", odd, trust_meta=True) == ("Claude Desktop::interactive::default", "clientInfo")
-    assert agent(None, "a::b::c") == ("unknown::interactive::default", "default")
-
-
 EXPLORE = "Claude Code::subagent::Explore"
+MINE = Agent("Mine")
 
 
-def test_a_hooks_note_fills_the_parts_that_are_not_configured() -> None:
-    assert agent("claude-code", noted=EXPLORE) == agent(noted=EXPLORE) == (EXPLORE, "hook")
-    assert agent("claude-code", noted=EXPLORE, parts=Agent("Mine")) == ("Mine::subagent::Explore", "hook")
-    background = Agent(tier="background")
-    assert agent("claude-code", noted=EXPLORE, parts=background) == ("Claude Code::background::Explore", "hook")
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"parts": MINE}, ("Mine::interactive::default", "config")),
+        ({"parts": Agent("a", "b", "c"), "noted": EXPLORE}, ("a::b::c", "config")),
+        ({"parts": Agent(tier="api", name="job"), "trust_client_info": False}, ("unknown::api::job", "config")),
+        ({"noted": EXPLORE}, (EXPLORE, "hook")),
+        ({"noted": EXPLORE, "trust_client_info": False}, (EXPLORE, "hook")),
+        ({"noted": EXPLORE, "parts": MINE}, ("Mine::subagent::Explore", "hook")),
+        ({"noted": EXPLORE, "parts": Agent(tier="background")}, ("Claude Code::background::Explore", "hook")),
+        ({"noted": "Claude Code::::reviewer"}, ("Claude Code::interactive::reviewer", "hook")),
+        ({"meta_agent": "a::b::c", "trust_meta": True}, ("a::b::c", "meta")),
+        ({"meta_agent": "a::b::c", "trust_meta": True, "noted": EXPLORE}, ("a::b::c", "meta")),
+        ({"meta_agent": "a::b::c"}, ("Claude Code::interactive::default", "clientInfo")),
+    ],
+    ids=[
+        *("configured before clientInfo", "wholly configured", "no trust in clientInfo"),
+        *("noted", "noted without trust in clientInfo", "configured client before the note", "configured tier before the note"),
+        *("noted without a tier", "trusted meta", "trusted meta before the note", "untrusted meta"),
+    ],
+)
+def test_each_part_of_an_agent_has_the_first_source_that_knows_it(known: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert agent("claude-code", **known) == expected
 
 
-def test_a_hooks_note_is_used_without_trust_in_client_info() -> None:
-    assert agent("claude-code", noted=EXPLORE, trust_client_info=False) == (EXPLORE, "hook")
+def test_a_hooks_note_names_the_client_where_client_info_does_not() -> None:
+    assert agent(None, noted=EXPLORE) == (EXPLORE, "hook")
 
 
-def test_a_wholly_configured_agent_ignores_hooks_notes() -> None:
-    parts = Agent("a", "interactive", "default")
-    assert agent("claude-code", noted=EXPLORE, parts=parts) == ("a::interactive::default", "config")
-
-
-def test_the_agent_in_trusted_meta_takes_precedence_over_a_hooks_note() -> None:
-    assert agent(None, "a::b::c", noted=EXPLORE, trust_meta=True) == ("a::b::c", "meta")
+@pytest.mark.parametrize("odd", ["", "a", "a::b", "a::b::", "::b::c", "a::b::c::d"])
+def test_a_note_or_a_meta_without_a_valid_agent_is_ignored(odd: str) -> None:
+    assert agent("claude-code", noted=odd) == ("Claude Code::interactive::default", "clientInfo")
+    assert agent("claude-code", meta_agent=odd, trust_meta=True) == ("Claude Code::interactive::default", "clientInfo")
 
 
 def test_codexs_tier_fills_a_tier_that_is_neither_configured_nor_noted() -> None:
@@ -101,7 +95,7 @@ def test_codexs_tier_fills_a_tier_that_is_neither_configured_nor_noted() -> None
     for expected, more in (
         (("Codex::subagent::default", "meta"), {}),
         ((noted, "hook"), {"noted": noted}),
-        (("Mine::subagent::default", "meta"), {"parts": Agent("Mine")}),
+        (("Mine::subagent::default", "meta"), {"parts": MINE}),
         (("Codex::api::default", "clientInfo"), {"parts": Agent(tier="api")}),
         (("unknown::interactive::default", "default"), {"trust_client_info": False}),
     ):
@@ -121,15 +115,6 @@ def test_without_a_person_the_main_agent_is_a_background_one_and_a_subagent_stay
         assert agent("claude-code", claude_tier="background", **more) == expected
     for name in ("cursor-vscode", None):
         assert agent(name, claude_tier="background") == agent(name)
-
-
-def test_a_named_main_agent_is_interactive_if_nothing_else_is_known() -> None:
-    assert agent("claude-code", noted="Claude Code::::reviewer") == ("Claude Code::interactive::reviewer", "hook")
-
-
-@pytest.mark.parametrize("noted", ["", "a", "a::b", "a::b::", "::b::c", "a::b::c::d"])
-def test_a_note_without_a_valid_agent_is_ignored(noted: str) -> None:
-    assert agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ GOOD: dict[str, Any] = {"iss": "https://idp.acme.com/", "aud": "crm-mcp", "sub":
 CONFIGURED = Identity("", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
 
 
+def naming(user_claim: str) -> Expected:
+    return Expected(EXPECTED.issuer, EXPECTED.audience, user_claim)
+
+
 def why(more: dict[str, Any] | None = None, expected: Expected = EXPECTED, *, now_s: float = NOW_S) -> list[str]:
     said = {name: value for name, value in (GOOD | (more or {})).items() if value is not ...}
     return [problem.message for problem in problems(said, expected, where="the token", renew="get a new one", now_s=now_s)]
@@ -65,7 +69,7 @@ def test_all_problems_are_reported_each_with_a_hint() -> None:
 @pytest.mark.parametrize("email_verified", [False, "false", "False", 0])
 def test_an_unverified_email_address_is_rejected(email_verified: object) -> None:
     said = {"email": "ceo@acme.com", "email_verified": email_verified}
-    assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == ["the token has an email that is not verified"]
+    assert why(said, naming("email")) == ["the token has an email that is not verified"]
     assert who(said).email is None
     assert why(said) == []
 
@@ -73,22 +77,21 @@ def test_an_unverified_email_address_is_rejected(email_verified: object) -> None
 @pytest.mark.parametrize("more", [{}, {"email_verified": True}, {"email_verified": "true"}])
 def test_the_user_can_be_named_by_the_email_address(more: dict[str, Any]) -> None:
     said = {"email": "alice@acme.com", **more}
-    assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == []
-    assert (who(said, user_claim="email").user, who(said, user_claim="email").email) == ("alice@acme.com", "alice@acme.com")
+    assert why(said, naming("email")) == []
+    found = who(said, user_claim="email")
+    assert (found.user, found.email) == ("alice@acme.com", "alice@acme.com")
 
 
-@pytest.mark.parametrize("said", [{}, {"name": ""}, {"name": 7}, {"name": ["alice"]}])
-def test_a_token_without_the_users_claim_is_rejected(said: dict[str, Any]) -> None:
-    expected = Expected(EXPECTED.issuer, EXPECTED.audience, "name")
-    assert why(said, expected) == ["the token has no text in its claim name"]
-    assert why({"email": 7}, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == [
-        "the token has no text in its claim email"
-    ]
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [*(("name", said) for said in ({}, {"name": ""}, {"name": 7}, {"name": ["alice"]})), ("email", {"email": 7})],
+)
+def test_a_token_without_the_users_claim_is_rejected(claim: str, said: dict[str, Any]) -> None:
+    assert why(said, naming(claim)) == [f"the token has no text in its claim {claim}"]
 
 
 def test_a_subject_is_required_whatever_claim_names_the_user() -> None:
-    expected = Expected(EXPECTED.issuer, EXPECTED.audience, "name")
-    assert why({"name": "alice", "sub": ...}, expected) == ["the token names no subject"]
+    assert why({"name": "alice", "sub": ...}, naming("name")) == ["the token names no subject"]
 
 
 def test_the_caller_is_named_by_the_claims_and_then_by_the_configuration() -> None:
@@ -141,10 +144,7 @@ def test_scopes_are_the_words_in_scope_and_scp(said: dict[str, Any], scopes: tup
         ("nightly", "Mine::api::nightly", "jwt"),
         ("a::b", "Mine::api::a:\\:\\b", "jwt"),
         ("a::b::c::d", "Mine::api::a:\\:\\b:\\:\\c:\\:\\d", "jwt"),
-        ("::::", "Mine::api::default", "config"),
-        ("", "Mine::api::default", "config"),
-        (7, "Mine::api::default", "config"),
-        (None, "Mine::api::default", "config"),
+        *((nothing, "Mine::api::default", "config") for nothing in ("::::", "", 7, None)),
     ],
 )
 def test_a_claim_names_the_whole_agent_or_parts_of_it(claim: object, agent: str, source: str) -> None:
@@ -162,7 +162,6 @@ def test_a_verified_agent_is_not_replaced_by_the_calls_meta() -> None:
 @pytest.mark.parametrize(
     ("act", "actors"),
     [
-        ({"sub": "b", "act": {"sub": "a"}}, ("a", "b")),
         ({"sub": "c", "act": {"sub": "b", "act": {"sub": "a", "iss": "x"}}}, ("a", "b", "c")),
         ({"client_id": "b", "act": {"iss": "a"}}, ("a", "b")),
         ({"act": {"sub": 7}}, ("unknown", "unknown")),
@@ -179,9 +178,7 @@ JSON = st.recursive(
     lambda of: st.lists(of) | st.dictionaries(st.text(), of),
     max_leaves=10,
 )
-NAMES = st.sampled_from(
-    ["iss", "aud", "exp", "nbf", "iat", "sub", "email", "email_verified", "roles", "scope", "scp", "act", "agent", "a"]
-)
+NAMES = st.sampled_from([*GOOD, "nbf", "iat", "email", "email_verified", "roles", "scope", "scp", "act", "agent", "a"])
 
 
 @given(st.dictionaries(NAMES, JSON), st.sampled_from(["sub", "email", "a.b"]))

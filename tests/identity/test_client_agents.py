@@ -28,11 +28,11 @@ from tests.build import TESTS
 from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
 
 EXPLORE: dict[str, Any] = {
+    "hook_event_name": "PreToolUse",
     "session_id": "abc123",
     "transcript_path": "/home/alice/.claude/projects/x/abc123.jsonl",
     "cwd": "/home/alice",
     "permission_mode": "default",
-    "hook_event_name": "PreToolUse",
     "tool_name": "mcp__crm__search_customers",
     "tool_input": {"query": "x"},
     "tool_use_id": "toolu_01ABC",
@@ -66,8 +66,30 @@ def noted(hook_input: object, *, client: str = "claude-code", **environ: str) ->
     return agent_note(HOOKS[client], hook_input, environ)
 
 
-def test_a_subagents_call_is_noted_with_its_type() -> None:
-    assert noted(EXPLORE) == note_of("Claude Code::subagent::Explore")
+NO_TYPES: list[object] = [None, "", 7, ["Explore"], {}]
+
+
+@pytest.mark.parametrize(
+    ("told", "agent"),
+    [
+        (EXPLORE, "Claude Code::subagent::Explore"),
+        *((without(agent_type=kind), "Claude Code::subagent::default") for kind in NO_TYPES),
+        (without(agent_type="plugin:reviewer"), "Claude Code::subagent::plugin:reviewer"),
+        (without(agent_type="api::x"), "Claude Code::subagent::api:\\:\\x"),
+        (without("agent_id"), "Claude Code::::Explore"),
+        (without("agent_id", "agent_type"), ""),
+    ],
+    ids=["type", *["no type"] * 5, "type of a plugin", "type like a tier", "session of a named agent", "main agent"],
+)
+def test_a_call_of_claude_code_is_noted_with_what_its_hook_tells_of_the_agent(told: dict[str, Any], agent: str) -> None:
+    note = noted(told)
+    assert note == note_of(agent)
+    assert agent_in(note.text) == agent
+
+
+def test_a_main_agents_call_replaces_the_note_of_an_earlier_call_with_its_id() -> None:
+    assert noted(CODEX["main"]["hook"], client="codex") == note_of("", f"{CODEX_SESSION} call_54_main")
+    assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
 
 
 def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
@@ -75,34 +97,25 @@ def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
     assert f"note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
 
 
-def test_a_main_agents_call_replaces_the_note_of_an_earlier_call_with_its_id_by_one_without_an_agent() -> None:
-    note = noted(without("agent_id", "agent_type"))
-    assert note == note_of("")
-    assert note is not None
-    assert agent_in(note.text) == ""
-    assert noted(CODEX["main"]["hook"], client="codex") == note_of("", f"{CODEX_SESSION} call_54_main")
-    assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
-
-
-def test_of_a_session_started_as_a_named_agent_the_hook_tells_the_name_and_no_tier() -> None:
-    assert noted(without("agent_id")) == note_of("Claude Code::::Explore")
+CALL = {"claudecode/toolUseId": "toolu_01ABC"}
 
 
 def test_hook_and_server_of_a_process_of_claude_code_meet_in_whatever_session_it_is_now() -> None:
     begun = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/\udcff7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
     note = noted(without(session_id="second"), **begun)  # after /clear
     assert note is not None
-    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(begun)) == note.key
+    assert note_key(CALL, claude_session(begun)) == note.key
     other = begun | {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/8.sock"}
-    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(other)) not in {None, note.key}
+    assert note_key(CALL, claude_session(other)) not in {None, note.key}
 
 
 def test_without_a_process_they_meet_in_the_session() -> None:
-    note, call_meta = noted(EXPLORE), {"claudecode/toolUseId": "toolu_01ABC"}
-    assert note is not None
-    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc123"})) == note.key
-    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc124"})) != note.key
-    assert note_key(call_meta, claude_session({})) is None
+    keys = [
+        note_key(CALL, claude_session(env))
+        for env in ({"CLAUDE_CODE_SESSION_ID": "abc123"}, {"CLAUDE_CODE_SESSION_ID": "x"}, {})
+    ]
+    assert noted(EXPLORE) == note_of("Claude Code::subagent::Explore", keys[0] or "")
+    assert keys == [KEY, "x toolu_01ABC", None]
 
 
 def test_the_process_of_claude_code_is_not_that_of_a_codex_inside_it() -> None:
@@ -115,11 +128,6 @@ def test_claude_code_without_a_person_is_in_the_background(entrypoint: str, tier
     assert claude_tier({"CLAUDE_CODE_ENTRYPOINT": entrypoint}) == tier
 
 
-@pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
-def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
-    assert noted(without(agent_type=kind)) == note_of("Claude Code::subagent::default")
-
-
 BAD_IDS = [None, 7, "", "x" * 257, "a b", 'a"b', "a\\b", "a\0b", "a\x1b", "ü", "\ud800", {"x": 1}, ["x"]]
 
 
@@ -127,19 +135,13 @@ BAD_IDS = [None, 7, "", "x" * 257, "a b", 'a"b', "a\\b", "a\0b", "a\x1b", "ü", 
     "odd",
     [
         *map(without, ("tool_name", "hook_event_name", "tool_use_id", "session_id")),
-        *(without(tool_name=one) for one in ("Bash", "mcp_crm", None)),
-        without(hook_event_name="PostToolUse"),
+        *(*(without(tool_name=one) for one in ("Bash", "mcp_crm", None)), without(hook_event_name="PostToolUse")),
         *(without(**{member: one}) for member in ("session_id", "tool_use_id") for one in BAD_IDS),
         *(None, [], "mcp__", {}),
     ],
 )
 def test_only_mcp_calls_with_an_id_are_noted(odd: object) -> None:
     assert noted(odd) is None
-
-
-def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
-    assert noted(without(agent_type="api::x")) == note_of("Claude Code::subagent::api:\\:\\x")
-    assert noted(without(agent_type="plugin:reviewer")) == note_of("Claude Code::subagent::plugin:reviewer")
 
 
 @given(st.text() | st.text().map("\ud800".__add__))
@@ -207,16 +209,13 @@ def test_a_call_with_two_ids_is_joined_with_no_note() -> None:
     assert note_key({"claudecode/toolUseId": "a", "callId": "b", "sessionId": "s"}, "s") is None
 
 
-def test_the_id_is_added_to_the_meta_that_the_hook_is_given() -> None:
+def test_the_id_is_added_to_the_meta_that_the_hook_is_given_if_that_is_an_object() -> None:
     given_meta = {"progressToken": 7, "vendor/x": {"y": [1.5, None]}}
     assert meta_with_id({"_meta": given_meta}, "c1") == {**given_meta, "mcpguard/toolCallId": "c1"}
     assert meta_with_id({"_meta": {"mcpguard/toolCallId": "old"}}, "c1") == {"mcpguard/toolCallId": "c1"}
     assert meta_with_id({"_meta": None}, "c1") == meta_with_id({}, "c1") == {"mcpguard/toolCallId": "c1"}
-
-
-@pytest.mark.parametrize("odd", [7, "x", [], False])
-def test_a_meta_that_is_not_an_object_stays_as_it_is(odd: object) -> None:
-    assert meta_with_id({"_meta": odd}, "c1") is None
+    odd: tuple[object, ...] = (7, "x", [], False)
+    assert [meta_with_id({"_meta": one}, "c1") for one in odd] == [None] * 4
 
 
 # Codex's tier
@@ -231,16 +230,8 @@ def test_codex_reports_the_tier_of_a_subagents_call_and_of_codex_exec() -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        None,
-        7,
-        "subagent",
-        '{"thread_source":"subagent"}',
-        [],
-        ["subagent"],
-        {},
-        {"thread_source": None},
-        {"thread_source": "api"},
-        {"turn_trigger": ["exec"]},
+        *(None, 7, "subagent", '{"thread_source":"subagent"}', [], ["subagent"], {}),
+        *({"thread_source": None}, {"thread_source": "api"}, {"turn_trigger": ["exec"]}),
     ],
 )
 def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:
@@ -253,13 +244,10 @@ def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:
 
 def test_a_note_tells_the_session_of_its_call_whether_the_hook_has_decided_it_or_not() -> None:
     note = note_of("Claude Code::subagent::Explore")
-    assert (agent_in(note.text), session_in(note.text), counted_by(note.text)) == (
-        "Claude Code::subagent::Explore",
-        "abc123",
-        None,
-    )
     decided = note.after_decision([(17, 5), (18, 200)]).text
-    assert (agent_in(decided), session_in(decided)) == ("Claude Code::subagent::Explore", "abc123")
+    for text in (note.text, decided):
+        assert (agent_in(text), session_in(text)) == ("Claude Code::subagent::Explore", "abc123")
+    assert counted_by(note.text) is None
     assert counted_by(decided) == frozenset({"session=abc123", "17/5", "18/200"})
     assert session_in(note.after_decision([]).text) == "abc123"
 

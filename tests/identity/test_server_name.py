@@ -6,40 +6,32 @@ from hypothesis import strategies as st
 
 from mcpguard.identity.server_name import server_name
 
+NAMES = {
+    "crm-server": (
+        *("./crm-server", "npx -p some-package crm-server", "npm exec --yes -- @acme/crm-server@1"),
+        "deno run -A --allow-env=HOME npm:@acme/crm-server@1.2",
+    ),
+    "server-filesystem": ("npx @modelcontextprotocol/server-filesystem@2026.1.0 /home/alice",),
+    "repo": ("npx -y git+ssh://git@github.com/owner/repo.git#semver:^1", "uvx git+https://github.com/owner/repo@v1.2"),
+    "mcp-git": ("cmd /c npx -y mcp-git", "env A=1 B=2 npx -y mcp-git"),
+    "mcp-server-git": ("uvx mcp-server-git==1.2",),
+    "git": ("docker run -i --rm -e TOKEN mcp/git:latest",),
+    "weather": ("uv --directory /srv/erp run weather.py",),
+    "crm": (
+        *("uv run --with httpx python -m crm", "python3.11 /srv/crm/server.py", "python -S -W ignore -m crm"),
+        *("node /srv/crm/dist/index.js", "deno run https://deno.land/x/crm@v1/mod.ts"),
+        *("docker run -v /a:/b localhost:5000/acme/crm:1.2@sha256:0123abcd serve", "podman exec -i --env=A=1 crm"),
+        "java -jar target/crm-1.2.3-SNAPSHOT.jar",
+    ),
+    "Crm.Server": ("dotnet /srv/Crm.Server.dll",),
+    "srv": ("/srv/@acme/dist/index.js",),
+    "npx": ("npx --registry https://npm.acme.com/ crm", "npx"),
+    "python": ("python --unknown x -m crm", "python -m ."),
+    "server": ("python server.py", "/"),
+}
 
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("./crm-server", "crm-server"),
-        ("npx @modelcontextprotocol/server-filesystem@2026.1.0 /home/alice", "server-filesystem"),
-        ("npx -p some-package crm-server", "crm-server"),
-        ("npx -y git+ssh://git@github.com/owner/repo.git#semver:^1", "repo"),
-        ("npm exec --yes -- @acme/crm-server@1", "crm-server"),
-        ("cmd /c npx -y mcp-git", "mcp-git"),
-        ("uvx mcp-server-git==1.2", "mcp-server-git"),
-        ("uvx git+https://github.com/owner/repo@v1.2", "repo"),
-        ("uv --directory /srv/erp run weather.py", "weather"),
-        ("uv run --with httpx python -m crm", "crm"),
-        ("python3.11 /srv/crm/server.py", "crm"),
-        ("python server.py", "server"),
-        ("node /srv/crm/dist/index.js", "crm"),
-        ("deno run -A --allow-env=HOME npm:@acme/crm-server@1.2", "crm-server"),
-        ("deno run https://deno.land/x/crm@v1/mod.ts", "crm"),
-        ("docker run -i --rm -e TOKEN mcp/git:latest", "git"),
-        ("docker run -v /a:/b localhost:5000/acme/crm:1.2@sha256:0123abcd serve", "crm"),
-        ("podman exec -i --env=A=1 crm", "crm"),
-        ("env A=1 B=2 npx -y mcp-git", "mcp-git"),
-        ("java -jar target/crm-1.2.3-SNAPSHOT.jar", "crm"),
-        ("dotnet /srv/Crm.Server.dll", "Crm.Server"),
-        ("/srv/@acme/dist/index.js", "srv"),
-        ("npx --registry https://npm.acme.com/ crm", "npx"),
-        ("python -S -W ignore -m crm", "crm"),
-        ("python --unknown x -m crm", "python"),
-        ("python -m .", "python"),
-        ("npx", "npx"),
-        ("/", "server"),
-    ],
-)
+
+@pytest.mark.parametrize(("command", "name"), [(command, name) for name in NAMES for command in NAMES[name]])
 def test_a_server_is_named_after_what_its_launcher_starts_without_versions_and_folders(command: str, name: str) -> None:
     assert server_name(command.split()) == name
 
@@ -94,10 +86,7 @@ def test_no_secret_in_a_command_becomes_part_of_the_name(command: str) -> None:
 @pytest.mark.parametrize(
     "secret",
     [
-        "sk_live_0123456789abcdefABCD",
-        "ghp_0123456789abcdef0123456789abcdef0123",
-        "a" * 30 + "7",
-        "x" * 70,
+        *("sk_live_0123456789abcdefABCD", "ghp_0123456789abcdef0123456789abcdef0123", "a" * 30 + "7", "x" * 70),
         "eyJhbGciOiJIUzI1NiJ9.e30.c2lnbmF0dXJl",
     ],
 )

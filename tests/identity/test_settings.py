@@ -9,12 +9,8 @@ from mcpguard.identity.jwt_settings import ALGORITHMS, JwtSettings
 from mcpguard.urls import shown_url, url_problem
 from tests.provider import token
 
-LEAST = """
-[identity.jwt]
-issuer = "https://idp.acme.com/"
-audience = "crm-mcp"
-jwks = "https://idp.acme.com/.well-known/jwks.json"
-"""
+URL = "https://idp.acme.com/.well-known/jwks.json"
+LEAST = f'[identity.jwt]\nissuer = "https://idp.acme.com/"\naudience = "crm-mcp"\njwks = "{URL}"\n'
 
 
 def loaded(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> Settings:
@@ -30,18 +26,10 @@ def refusal(home: Path, text: str, environ: dict[str, str] | None = None, **opti
     return caught.value.message, caught.value.hint
 
 
-def test_users_are_verified_only_if_that_is_configured(tmp_path: Path) -> None:
+def test_users_are_verified_only_if_that_is_configured_and_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
     assert loaded(tmp_path, '[identity]\nuser = "alice"').jwt is None
-
-
-def test_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
-    assert loaded(tmp_path, LEAST).jwt == JwtSettings(
-        Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None),
-        "https://idp.acme.com/.well-known/jwks.json",
-        ("RS256",),
-        None,
-        tmp_path,
-    )
+    expected = Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None)
+    assert loaded(tmp_path, LEAST).jwt == JwtSettings(expected, URL, ("RS256",), None, tmp_path)
 
 
 def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,13 +46,9 @@ def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         roles_claim = "realm_access.roles"
         agent_claim = "agent"
     """
-    assert loaded(tmp_path, text).jwt == JwtSettings(
-        Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent"),
-        tmp_path / "keys.json",
-        ("ES256", "EdDSA"),
-        tmp_path / "alice" / "token",
-        tmp_path,
-    )
+    expected = Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent")
+    files = tmp_path / "keys.json", tmp_path / "alice" / "token"
+    assert loaded(tmp_path, text).jwt == JwtSettings(expected, files[0], ("ES256", "EdDSA"), files[1], tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["issuer", "audience", "jwks"])
@@ -76,14 +60,8 @@ def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, 
 
 
 EMPTY_OR_NO_TEXT = [
-    "algorithms = []",
-    "user_claim = ''",
-    "agent_claim = ' '",
-    "roles_claim = ['a']",
-    "token_file = 7",
-    "audience = ['crm', 7]",
-    "issuer = ['a']",
-    "jwks = ['https://idp.acme.com/?k=s3cret']",
+    *("algorithms = []", "user_claim = ''", "agent_claim = ' '", "roles_claim = ['a']", "token_file = 7"),
+    *("audience = ['crm', 7]", "issuer = ['a']", "jwks = ['https://idp.acme.com/?k=s3cret']"),
 ]
 
 
@@ -128,32 +106,19 @@ def test_another_table_or_value_in_place_of_the_table_is_an_error(tmp_path: Path
     assert refusal(tmp_path, text) == (f"{tmp_path / 'config.toml'}: {what}", hint)
 
 
-@pytest.mark.parametrize(
-    ("url", "why"),
-    [
-        ("https://idp.acme.com:8443/keys?a=b", ""),
-        ("http://127.0.0.1:8080/keys", ""),
-        ("http://localhost/keys", ""),
-        ("http://[::1]/", ""),
-        ("http://idp.acme.com/keys", "only https is trusted, or http on this machine"),
-        ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
-        ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
-        ("http://127.1/", "only https is trusted, or http on this machine"),
-        ("ftp://127.0.0.1/keys", "this is neither an https URL nor a file"),
-        ("file://host/keys.json", "this is neither an https URL nor a file"),
-        ("https://", "this is not a URL"),
-        ("https://a:99999/", "this is not a URL"),
-        ("https://[::1", "this is not a URL"),
-        ("https://idp.acme.com/a b", "this is not a URL"),
-        ("https://idp.acme.com/\x00", "this is not a URL"),
-        ("https://idp.acme.com/ké", "this is not a URL"),
-        ("https://user:s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
-        ("https://s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
-    ],
-)
-def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_repeated(
-    tmp_path: Path, url: str, why: str
-) -> None:
+HTTP = ("http://idp.acme.com/keys", "http://127.0.0.1.acme.com/keys", "http://localhost.acme.com/keys", "http://127.1/")
+NO_URLS = ("https://", "https://a:99999/", "https://[::1", "https://a.com/a b", "https://a.com/\x00", "https://a.com/ké")
+URLS = {
+    "": ("https://idp.acme.com:8443/keys?a=b", "http://127.0.0.1:8080/keys", "http://localhost/keys", "http://[::1]/"),
+    "only https is trusted, or http on this machine": HTTP,
+    "this is neither an https URL nor a file": ("ftp://127.0.0.1/keys", "file://host/keys.json"),
+    "this is not a URL": NO_URLS,
+    "a URL must not contain a user or a password": ("https://user:s3cret@a.com/keys", "https://s3cret@a.com/keys"),
+}
+
+
+@pytest.mark.parametrize(("url", "why"), [(url, why) for why, urls in URLS.items() for url in urls])
+def test_keys_are_fetched_by_https_or_on_this_machine_and_no_password_is_repeated(tmp_path: Path, url: str, why: str) -> None:
     assert url_problem(url) == why
     if why and url.isprintable():
         message, _ = refusal(tmp_path, with_line(f'jwks = "{url}"'))
@@ -161,37 +126,36 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_re
         assert "s3cret" not in message
 
 
-@pytest.mark.parametrize("jwks", ["/etc/my keys.json", "file:///etc/my%20keys.json"])
-def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
+@pytest.mark.parametrize(
+    ("jwks", "file"),
+    [
+        ("/etc/my keys.json", "/etc/my keys.json"),
+        ("file:///etc/my%20keys.json", "/etc/my keys.json"),
+        ("file:///C:/my%20keys.json", "C:/my keys.json"),  # elsewhere than on Windows a relative path
+    ],
+)
+def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str, file: str) -> None:
     found = loaded(tmp_path, with_line(f'jwks = "{jwks}"')).jwt
     assert found
-    assert found.jwks == tmp_path / "/etc/my keys.json"
-
-
-def test_a_file_url_can_name_a_drive(tmp_path: Path) -> None:
-    found = loaded(tmp_path, with_line('jwks = "file:///C:/my%20keys.json"')).jwt
-    assert found
-    assert found.jwks == tmp_path / "C:/my keys.json"  # elsewhere than on Windows a relative path
+    assert found.jwks == tmp_path / file
 
 
 def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    hint = f"leave it out, or remove [identity.jwt] from {file}"
-    for place, text, environ, options in (
-        ("--user", LEAST, {"MCPGUARD_USER": "bob"}, {"user": "alice"}),
-        ("MCPGUARD_USER", LEAST, {"MCPGUARD_USER": "bob"}, {}),
-        (f"{file}: identity.user", f'[identity]\nuser = "alice"\n{LEAST}', {}, {}),
-    ):
-        assert refusal(tmp_path, text, environ, **options) == (f"{place}: only a verified token may name the user here", hint)
+    file, bob = tmp_path / "config.toml", {"MCPGUARD_USER": "bob"}
+    told = "only a verified token may name the user here", f"leave it out, or remove [identity.jwt] from {file}"
+    for place, (message, hint) in {
+        "--user": refusal(tmp_path, LEAST, bob, user="alice"),
+        "MCPGUARD_USER": refusal(tmp_path, LEAST, bob),
+        f"{file}: identity.user": refusal(tmp_path, f'[identity]\nuser = "alice"\n{LEAST}'),
+    }.items():
+        assert (message, hint) == (f"{place}: {told[0]}", told[1])
     assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None
 
 
 @pytest.mark.parametrize("key", ["token_file", "jwks", "audience"])
 @pytest.mark.parametrize("form", ['"{}"', '"Bearer {}"', '"~/{}"', '"""{}\n"""', '["{}"]', '{{token = "{}"}}'])
 @pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "cut"])
-def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
-    tmp_path: Path, key: str, form: str, *, is_cut: bool
-) -> None:
+def test_a_token_in_another_place_is_refused_and_not_repeated(tmp_path: Path, key: str, form: str, *, is_cut: bool) -> None:
     text = token()
     if is_cut:
         text = text[: text.rindex(".") - 9]

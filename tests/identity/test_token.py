@@ -21,28 +21,22 @@ from tests.identity.token_holder import CONFIGURED, Wrapper, told
 from tests.provider import AUDIENCE, ISSUER, claims, jwk, key, part, token
 
 NOT_A_JWT = "is not a signed JWT"
+NOT_RS256 = "is not signed with RS256"
 NOT_THEIRS = f"has a signature that is not {ISSUER}'s"
 
 
 # Signatures
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-)
+ALGORITHMS = [*(f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)), "EdDSA"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_only_tokens_signed_with_an_allowed_algorithm_are_accepted(tmp_path: Path, algorithm: str) -> None:
     assert Wrapper(tmp_path, jwk(algorithm), algorithms=(algorithm,)).has(token(algorithm)) == "alice"
     allowed = "ES256" if algorithm == "RS256" else "RS256"
     refusing = Wrapper(tmp_path, jwk(algorithm), algorithms=(allowed,))
     assert refusing.has(token(algorithm)) == f"the token in {refusing.file} is not signed with {allowed}"
-
-
-def test_a_key_without_alg_verifies_all_algorithms_of_its_type(tmp_path: Path) -> None:
-    bare = {name: value for name, value in jwk("RS256").items() if name not in {"alg", "use", "kid"}}
-    both = Wrapper(tmp_path, bare, algorithms=("RS256", "PS256"))
-    assert both.has(token()) != "alice"  # it names a key, and this one has no name
-    assert both.has(token(headers={"kid": None})) == "alice"
-    assert both.has(jwt.encode(claims(), key("RS256", 0), "PS256")) == "alice"
 
 
 @pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
@@ -53,14 +47,6 @@ def test_a_token_without_a_kid_is_verified_with_each_fitting_key(tmp_path: Path,
     assert wrapper.has(token(algorithm, 2, headers={"kid": None})) == "alice"
     assert NOT_THEIRS in wrapper.has(token(algorithm, 3, headers={"kid": None}))
     assert f"is signed with a key that {wrapper.jwks} does not have" in wrapper.has(token("EdDSA", headers={"kid": None}))
-
-
-def test_a_key_is_found_by_its_kid_and_its_algorithm(tmp_path: Path) -> None:
-    wrapper = Wrapper(tmp_path, jwk("ES256", kid="one"), jwk("RS256", kid="one"), jwk("RS256", 1, kid="one"))
-    assert wrapper.has(token(headers={"kid": "one"})) == "alice"
-    assert wrapper.has(token(number=1, headers={"kid": "one"})) == "alice"
-    other = Wrapper(tmp_path, jwk("RS256"), algorithms=("RS256", "RS512"))
-    assert "is signed with a key that" in other.has(token("RS512", headers={"kid": "RS256-0"}))
 
 
 def unsigned(header: dict[str, Any] | bytes, said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
@@ -83,13 +69,14 @@ def pem() -> bytes:
     return public
 
 
+POINTING = {"jku": "http://127.0.0.1:9/", "x5u": "http://127.0.0.1:9/"}
 FORGED: dict[str, tuple[Callable[[], str], str]] = {
-    "none": (lambda: unsigned({"alg": "none"}), "is not signed with RS256"),
-    "None": (lambda: unsigned({"alg": "None", "kid": "RS256-0"}), "is not signed with RS256"),
-    "no algorithm": (lambda: unsigned({"kid": "RS256-0"}), "is not signed with RS256"),
-    "a list of algorithms": (lambda: unsigned({"alg": ["RS256"]}), "is not signed with RS256"),
-    "hmac with the public key as PEM": (lambda: with_hmac("HS256", pem()), "is not signed with RS256"),
-    "hmac with the public key as JSON": (lambda: with_hmac("HS256", json.dumps(jwk()).encode()), "is not signed with RS256"),
+    "none": (lambda: unsigned({"alg": "none"}), NOT_RS256),
+    "None": (lambda: unsigned({"alg": "None", "kid": "RS256-0"}), NOT_RS256),
+    "no algorithm": (lambda: unsigned({"kid": "RS256-0"}), NOT_RS256),
+    "a list of algorithms": (lambda: unsigned({"alg": ["RS256"]}), NOT_RS256),
+    "hmac with the public key as PEM": (lambda: with_hmac("HS256", pem()), NOT_RS256),
+    "hmac with the public key as JSON": (lambda: with_hmac("HS256", json.dumps(jwk()).encode()), NOT_RS256),
     "hmac that says RS256": (lambda: with_hmac("RS256", pem()), NOT_THEIRS),
     "no signature": (lambda: unsigned({"alg": "RS256", "kid": "RS256-0"}), NOT_THEIRS),
     "another key under a known name": (lambda: token(number=1, headers={"kid": "RS256-0"}), NOT_THEIRS),
@@ -99,8 +86,7 @@ FORGED: dict[str, tuple[Callable[[], str], str]] = {
     "an unknown key": (lambda: token(number=1), "is signed with a key that"),
     "its own key": (lambda: token(number=1, headers={"jwk": jwk(number=1)}), "is signed with a key that"),
     "its own key under a known name": (lambda: token(number=1, headers={"jwk": jwk(number=1), "kid": "RS256-0"}), NOT_THEIRS),
-    "a URL of keys": (lambda: token(number=1, headers={"jku": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
-    "a URL of a certificate": (lambda: token(number=1, headers={"x5u": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
+    "a URL of keys": (lambda: token(number=1, headers=POINTING | {"kid": "RS256-0"}), NOT_THEIRS),
     "a path for a key": (lambda: token(number=1, headers={"kid": "../../../../dev/null"}), "is signed with a key that"),
     "a critical extension": (lambda: token(headers={"crit": ["exp"], "exp": 1}), NOT_A_JWT),
     "an extension that detaches the payload": (lambda: unsigned({"alg": "RS256", "b64": False, "crit": ["b64"]}), NOT_A_JWT),
@@ -121,23 +107,10 @@ def test_a_token_that_the_provider_did_not_sign_is_rejected(wrapper: Wrapper, fo
 
 
 def test_keys_that_a_token_carries_or_points_to_are_ignored(wrapper: Wrapper) -> None:
-    pointing = {"jwk": jwk(number=1), "jku": "http://127.0.0.1:9/", "x5u": "http://127.0.0.1:9/"}
-    assert wrapper.has(token(headers=pointing)) == "alice"
+    assert wrapper.has(token(headers=POINTING | {"jwk": jwk(number=1)})) == "alice"
 
 
 # Claims
-
-
-@pytest.mark.parametrize(
-    ("more", "why"),
-    [
-        ({"iss": "https://evil.com/"}, f"is not from the issuer {ISSUER}"),
-        ({"exp": 10**400}, "has no time in exp"),
-        ({"sub": ["root"]}, "names no subject"),
-    ],
-)
-def test_a_signed_token_with_an_unexpected_claim_is_rejected(wrapper: Wrapper, more: dict[str, Any], why: str) -> None:
-    assert wrapper.has(token(**more)) == f"the token in {wrapper.file} {why}"
 
 
 def signed(payload: bytes) -> str:
@@ -150,19 +123,17 @@ def signed(payload: bytes) -> str:
     ("payload", "message"),
     [
         (b'{"sub":"alice","sub":"bob",%s}', "bob"),
-        (b'{"sub":"alice",%s,"exp":NaN}', NOT_A_JWT),
-        (b'{"sub":"alice",%s,"exp":-Infinity}', NOT_A_JWT),
-        (b'{"sub":"alice",%s,"exp":1e999}', NOT_A_JWT),
         (b'{"sub":"alice",%s,"exp":1' + b"0" * 4000 + b"}", "has no time in exp"),
-        (b'{"sub":"alice",%s,"exp":1' + b"0" * 9000 + b"}", NOT_A_JWT),
+        *(
+            (b'{"sub":"alice",%s,"exp":' + exp + b"}", NOT_A_JWT)
+            for exp in (b"NaN", b"-Infinity", b"1e999", b"1" + b"0" * 9000)
+        ),
         (rb'{"sub":"\ud800",%s}', NOT_A_JWT),
         (rb'{"sub":"alice",%s,"roles":["\ud800"]}', NOT_A_JWT),
     ],
     ids=range(8),
 )
-def test_signed_claims_in_odd_json_name_the_user_or_are_refused_in_one_line(
-    wrapper: Wrapper, payload: bytes, message: str
-) -> None:
+def test_signed_claims_in_odd_json_name_a_user_or_are_refused_in_a_line(wrapper: Wrapper, payload: bytes, message: str) -> None:
     said = wrapper.has(signed(payload))
     assert said.endswith(message)
     assert "\n" not in said
@@ -175,26 +146,23 @@ def test_signed_claims_that_are_nested_deeply_do_not_crash(wrapper: Wrapper, ope
     assert wrapper.has(signed(payload)).endswith((NOT_A_JWT, "alice"))
 
 
+def problems(wrapper: Wrapper) -> list[str]:
+    """What is wrong with the token in the file, without the place."""
+    return [problem.message.partition(str(wrapper.file))[2] for problem in wrapper.source.examine().problems]
+
+
 def test_the_message_about_a_forged_token_has_none_of_its_claims(wrapper: Wrapper) -> None:
-    assert (
-        wrapper.has(token(number=1, headers={"kid": "RS256-0"}, exp=1, aud="s3cret"))
-        == f"the token in {wrapper.file} {NOT_THEIRS}"
-    )
+    forged = token(number=1, headers={"kid": "RS256-0"}, exp=1, aud="s3cret")
+    assert wrapper.has(forged) == f"the token in {wrapper.file} {NOT_THEIRS}"
+    expired = " expired at 1970-01-01T00:00:01Z"
+    assert problems(wrapper) == [f" {NOT_THEIRS}", f" is not for the audience {AUDIENCE}", expired]
     examined = wrapper.source.examine()
-    assert [problem.message.partition(str(wrapper.file))[2] for problem in examined.problems] == [
-        f" {NOT_THEIRS}",
-        f" is not for the audience {AUDIENCE}",
-        " expired at 1970-01-01T00:00:01Z",
-    ]
     assert (examined.identity, examined.is_verified) == (None, False)
 
 
 def test_an_algorithm_that_is_not_allowed_is_reported_beside_the_problems_of_the_claims(wrapper: Wrapper) -> None:
     wrapper.has(unsigned({"alg": "none"}, claims(sub=None)))
-    assert [problem.message.partition(str(wrapper.file))[2] for problem in wrapper.source.examine().problems] == [
-        " is not signed with RS256",
-        " names no subject",
-    ]
+    assert problems(wrapper) == [" is not signed with RS256", " names no subject"]
 
 
 def test_keys_that_cannot_be_fetched_are_reported_beside_the_tokens_problem(wrapper: Wrapper) -> None:
@@ -216,26 +184,23 @@ def test_keys_that_cannot_be_fetched_are_reported_beside_the_tokens_problem(wrap
 # Not a token
 
 
+RS256 = part({"alg": "RS256"})
+NO_TOKENS = [
+    *(b"opaque-access-token", b"..", b"a.b.c.d.e", b"\xff\xfe\x00t\x00o", "tökén".encode(), b"\x00" * 100),
+    *(f"{part(header)}.{part({})}.x".encode() for header in (b"[]", b"[" * 40_000)),
+    *(f"{RS256}.{part(payload)}.".encode() for payload in (b"[]", b"{", b"9" * 5000, b"[" * 40_000)),
+]
+
+
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"", "is empty"),
-        (b"opaque-access-token", NOT_A_JWT),
-        (b"..", NOT_A_JWT),
-        (b"a.b.c.d.e", NOT_A_JWT),
-        (b"\xff\xfe\x00t\x00o", NOT_A_JWT),
-        ("tökén".encode(), NOT_A_JWT),
-        (b"\x00" * 100, NOT_A_JWT),
-        (f"{part([])}.{part({})}.x".encode(), NOT_A_JWT),
-        (f"{part({'alg': 'RS256'})}.{part([])}.".encode(), NOT_A_JWT),
-        (f"{part({'alg': 'RS256'})}.{part(b'{')}.".encode(), NOT_A_JWT),
-        (f"{part({'alg': 'RS256'})}.{part(b'9' * 5000)}.".encode(), NOT_A_JWT),
-        (f"{part({'alg': 'RS256'})}.{part(b'[' * 40_000)}.".encode(), NOT_A_JWT),
-        (f"{part(b'[' * 40_000)}.{part({})}.".encode(), NOT_A_JWT),
+        *((one, NOT_A_JWT) for one in NO_TOKENS),
         (os.urandom(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
     ],
     ids=range(14),
-)  # fmt: skip
+)
 def test_a_text_that_is_not_a_jwt_is_rejected(wrapper: Wrapper, content: bytes, why: str) -> None:
     assert wrapper.has(content) == f"the token in {wrapper.file} {why}"
 
@@ -253,37 +218,17 @@ def test_a_token_file_that_cannot_be_read_is_rejected_with_the_reason(wrapper: W
 
 
 @pytest.mark.posix
-def test_a_pipe_or_a_loop_of_links_in_place_of_a_token_file_is_rejected_with_the_reason(wrapper: Wrapper) -> None:
-    assert told(wrapper.source.begin())
+def test_a_pipe_in_place_of_a_token_file_is_rejected_with_the_reason(wrapper: Wrapper) -> None:
     os.mkfifo(wrapper.file)
-    assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: not a regular file"
-    wrapper.file.unlink()
-    wrapper.file.symlink_to(wrapper.file)
-    assert "cannot be read: Too many levels" in wrapper.polls()
-
-
-@pytest.mark.posix
-def test_a_token_file_without_permission_is_rejected_with_the_reason(wrapper: Wrapper) -> None:
-    wrapper.has(token())
-    wrapper.file.chmod(0)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)  # who may not even enter the folder
-    try:
-        message = wrapper.polls()
-    finally:
-        if root:
-            os.seteuid(0)
-    assert message == f"the token file {wrapper.file} cannot be read: Permission denied"
+    assert told(wrapper.source.begin()) == f"the token file {wrapper.file} cannot be read: not a regular file"
 
 
 def test_without_a_token_file_in_the_settings_the_message_names_the_variable(tmp_path: Path) -> None:
     settings = Wrapper(tmp_path).settings
     bare = JwtSettings(settings.expected, settings.jwks, settings.algorithms, None, tmp_path)
-    source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": ""}, budget_ms=1, notify=print)
-    assert told(source.begin()) == "there is no token: MCPGUARD_TOKEN is not set"
-    source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": token()}, budget_ms=1, notify=print)
-    assert told(source.begin()) == "alice"
+    for text, found in (("", "there is no token: MCPGUARD_TOKEN is not set"), (token(), "alice")):
+        source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": text}, budget_ms=1, notify=print)
+        assert told(source.begin()) == found
 
 
 def test_a_token_in_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
@@ -296,8 +241,7 @@ def test_the_hint_for_an_expired_token_depends_on_its_place(tmp_path: Path) -> N
     filed = Wrapper(tmp_path)
     filed.has(token(exp=1))
     assert filed.source.examine().problems[0].hint == "get a new token; the next call uses it, without a restart"
-    given_ = Wrapper(tmp_path, MCPGUARD_TOKEN=token(exp=1))
-    assert "restart the server" in given_.source.examine().problems[0].hint
+    assert "restart the server" in Wrapper(tmp_path, MCPGUARD_TOKEN=token(exp=1)).source.examine().problems[0].hint
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(alphabet="ey.J-_=0", max_size=99).map(str.encode)))

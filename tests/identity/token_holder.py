@@ -20,14 +20,9 @@ URL = "https://idp.acme.com/keys?k=s3cret"
 
 
 class Wrapper:
-    """The token source of a wrapper, with a clock that the test moves. Keys are in a file, unless `answers` are given.
+    """The token source of a wrapper, with a clock that the test moves.
 
-    Args:
-        home: The folder of all files.
-        published: The keys in the file.
-        answers: What a provider at `URL` answers, one after another; then always the last.
-        algorithms: The algorithms that are allowed.
-        environ: The environment.
+    The `published` keys are in a file, unless a provider at `URL` gives `answers`, one after another; then always the last.
     """
 
     def __init__(
@@ -52,15 +47,8 @@ class Wrapper:
         place = URL if answers else self.jwks
         self.keys = Keys(place, home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self._fetch)
         self.keys.wait(30)
-        self.source = TokenSource(
-            self.settings,
-            CONFIGURED,
-            environ,
-            budget_ms=30_000,
-            notify=self.lines.append,
-            keys=self.keys,
-            clock=lambda: self.now_s,
-        )
+        how: dict[str, Any] = {"notify": self.lines.append, "keys": self.keys, "clock": lambda: self.now_s}
+        self.source = TokenSource(self.settings, CONFIGURED, environ, budget_ms=30_000, **how)
 
     def _fetch(self, *_: object) -> bytes:
         self.asked += 1

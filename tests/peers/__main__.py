@@ -104,8 +104,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", action="append", choices=ALL, metavar="NAME", help=f"one of: {', '.join(ALL)}")
-    parser.add_argument("--experiment", action="append", choices=NAMES, metavar="NAME", help=f"only one of: {', '.join(NAMES)}")
+    for option, names in (("--only", ALL), ("--experiment", NAMES)):
+        parser.add_argument(option, action="append", choices=names, metavar="NAME", help=f"one of: {', '.join(names)}")
     parser.add_argument("--docs", action="store_true", help="put what was found into docs/comparison.md, and keep the rest")
     parser.add_argument("--cache", type=Path, default=ROOT / ".ci" / "peers", help="where to install (default: .ci/peers)")
     return parser.parse_args(argv)

@@ -117,13 +117,9 @@ ROUNDS, CALLS_A_ROUND, SETTLE, OUT_OF_REACH = 30, 40, 5, 1_000_000
 
 
 def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
-    """The time of a call as a multiple of its time without a limiter. All take turns, so that all meet the same load.
-
-    Returns:
-        The cell of each, and of the server without a limiter.
-    """
+    """The cell of each: the time of a call as a multiple of its time without one. All take turns, so that all meet one load."""
     cells: dict[str, str] = {}
-    rounds: dict[str, list[list[float]]] = {}
+    found: dict[str, list[float]] = {}
     with ExitStack() as stack:
         clients: dict[str, Client] = {}
         for number in range(ROUNDS):
@@ -132,17 +128,15 @@ def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
                     try:
                         if not number:
                             clients[trial.name] = _warm(stack.enter_context(trial.client()))
-                        times_us = ping_pong(clients[trial.name], SETTLE + CALLS_A_ROUND)
-                        rounds.setdefault(trial.name, []).append(times_us[SETTLE:])
+                        found.setdefault(trial.name, []).extend(ping_pong(clients[trial.name], SETTLE + CALLS_A_ROUND)[SETTLE:])
                     except (BenchmarkError, OSError) as error:
                         cells[trial.name] = failed(error)
-                        rounds.pop(trial.name, None)
+                        found.pop(trial.name, None)
     if bare.name in cells:
         return dict.fromkeys([bare.name, *trials], cells[bare.name])
-    without = [time_us for of_round in rounds.pop(bare.name) for time_us in of_round]
+    without = found.pop(bare.name)
     p50, p99 = (percentile(without, percent) for percent in (50, 99))
-    for name, found in rounds.items():
-        times_us = [time_us for of_round in found for time_us in of_round]
+    for name, times_us in found.items():
         cells[name] = f"× {percentile(times_us, 50) / p50:.2f} / × {percentile(times_us, 99) / p99:.2f}"
     return cells | {bare.name: f"{p50 / 1000:.1f} / {p99 / 1000:.1f} ms, at a load of {os.getloadavg()[0]:.0f}"}
 

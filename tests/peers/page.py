@@ -27,7 +27,6 @@ def published() -> dict[str, Cells]:
 
 
 def markdown(peers: Sequence[Peer], found: Mapping[str, Cells]) -> str:
-    """The table of what was found, and when."""
     versions = {peer.name: peer.version for peer in peers} | {ALONE: "–"}
     cells = {name: [found.get(name, {}).get(column, "–") for column in COLUMNS] for name in versions}
     lines = [("", "version", *COLUMNS), ["---"] * (len(COLUMNS) + 2)]

@@ -18,23 +18,12 @@ _PROGRAM: Final = str(Path(__file__).resolve().parent / "programs" / "server.py"
 
 
 class Setting(NamedTuple):
-    """What a limiter is started with.
-
-    Attributes:
-        python: The interpreter of its virtual environment.
-        server: The command of the server, without a limiter in it.
-        log: The file in which the server records its calls.
-        folder: Where its configuration and its state are, the same for all its processes.
-        calls: The limit, in calls a minute.
-        redis: The URL of its Redis server, if its mode has one.
-    """
-
-    python: str
-    server: tuple[str, ...]
-    log: str
-    folder: Path
-    calls: int
-    redis: str
+    python: str  # the interpreter of its virtual environment
+    server: tuple[str, ...]  # the command of the server, without a limiter in it
+    log: str  # the file in which the server records its calls
+    folder: Path  # where its configuration and its state are, the same for all its processes
+    calls: int  # the limit, in calls a minute
+    redis: str  # the URL of its Redis server, if its mode has one
 
 
 class Start(NamedTuple):
@@ -45,21 +34,13 @@ class Start(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A limiter in one mode. docs/comparison.md describes the mode, and why it was chosen.
+    """A limiter in one mode. docs/comparison.md describes the mode, and why it was chosen."""
 
-    Attributes:
-        name: How the tables and `--only` name it.
-        needs: What pip installs for it, itself first. Nothing for mcpguard, which runs from the checkout.
-        start: How it is started.
-        uses_redis: Whether its counters are in Redis.
-        says: Finds the retry time in its denial, and how many of its units are a second.
-    """
-
-    name: str
-    needs: str
+    name: str  # in the tables, and for `--only`
+    needs: str  # what pip installs for it, itself first. Nothing for mcpguard, which runs from the checkout
     start: Callable[[Setting], Start]
     uses_redis: bool = False
-    says: tuple[str, float] | None = None
+    says: tuple[str, float] | None = None  # finds the retry time in its denial, and how many of its units are a second
 
     @property
     def version(self) -> str:

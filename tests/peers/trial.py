@@ -32,15 +32,7 @@ class Reached(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one call got.
-
-    Attributes:
-        at_s: When its answer came, on the monotonic clock.
-        denied: Whether it is an error.
-        line: The answer.
-    """
-
-    at_s: float
+    at_s: float  # when it came, on the monotonic clock
     denied: bool
     line: bytes
 
@@ -64,7 +56,6 @@ class Client(Session):
         return found
 
     def call(self) -> Answer:
-        """Make one call."""
         self.send(1)
         return self.answers(1)[0]
 
@@ -80,32 +71,18 @@ def _answer(line: bytes) -> Answer:
 
 
 class Trial:
-    """One limiter in one experiment.
-
-    Args:
-        name: Its name.
-        start: The command of each of its processes.
-        folder: Where they run.
-        log: The file in which the server records its calls.
-        says: Finds the retry time in its denial, and how many of its units are a second.
-    """
+    """One limiter in one experiment: how each of its processes is started, and where its server records its calls."""
 
     def __init__(self, name: str, start: Start, folder: Path, log: Path, says: tuple[str, float] | None) -> None:
-        self.name = name
-        self._start = start
-        self._folder = folder
-        self._log = log
-        self._says = says
+        self.name, self._start, self._folder, self._log, self._says = name, start, folder, log, says
 
     def client(self) -> Client:
-        """Start a process of the limiter. It is ready after the handshake."""
         cwd = self._folder / f"process {len(list(self._folder.iterdir()))}"
         cwd.mkdir()
         env = environment() | dict(self._start.env)
         return Client(self.name, self._start.argv, cwd=cwd, env=env, deadline_s=DEADLINE_S)
 
     def reached(self) -> list[Reached]:
-        """The calls that reached the server."""
         lines = self._log.read_text(encoding="ascii").splitlines() if self._log.exists() else []
         return [Reached(*(int(number) / 1e9 for number in line.split())) for line in lines]
 
@@ -117,14 +94,7 @@ class Trial:
 
 @contextmanager
 def trial(peer: Peer | None, parts: Parts, folder: Path, calls: int) -> Iterator[Trial]:
-    """A limiter with a store of its own, or the server without a limiter.
-
-    Args:
-        peer: The limiter.
-        parts: What is installed.
-        folder: A folder that does not exist.
-        calls: The limit, in calls a minute.
-    """
+    """A limiter of so many calls a minute with a store of its own, or the server without a limiter, in a new folder."""
     folder.mkdir(parents=True)
     log = folder / "log"
     command = server(parts.python(SERVER_ENVIRONMENT), str(log))
@@ -158,11 +128,7 @@ def avoid_edge(needs_s: float) -> None:
 
 
 def sleep_until(moment_s: float) -> None:
-    """Sleep until a moment on the monotonic clock.
-
-    Raises:
-        BenchmarkError: The moment is over, so the machine is too busy for what comes next.
-    """
+    """Sleep until a moment on the monotonic clock. If it is over, the machine is too busy for what comes next."""
     left_s = moment_s - time.monotonic()
     if left_s < 0:
         raise BenchmarkError(f"the machine was too busy: {-left_s:.1f} s too late")

@@ -16,25 +16,16 @@ MESSAGES: dict[str, Any] = {"/v1/traces": ExportTraceServiceRequest, "/v1/metric
 
 
 class Receiver:
-    """What came, and how the next requests are answered.
-
-    Attributes:
-        answers: The statuses of the next answers, each with further headers. Then every answer is 200.
-        headers: The headers of the requests.
-        batches: How many spans each request had.
-        spans: The spans.
-        metrics: The newest metrics.
-        resources: The attributes of the senders.
-    """
+    """What came, and how the next requests are answered."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self.answers: list[tuple[int, dict[str, str]]] = []
-        self.headers: list[dict[str, str]] = []
-        self.batches: list[int] = []
+        self.answers: list[tuple[int, dict[str, str]]] = []  # the next statuses, each with further headers; then always 200
+        self.headers: list[dict[str, str]] = []  # of the requests
+        self.batches: list[int] = []  # how many spans each request had
         self.spans: list[Any] = []
-        self.metrics: dict[str, Any] = {}
-        self.resources: list[dict[str, object]] = []
+        self.metrics: dict[str, Any] = {}  # the newest
+        self.resources: list[dict[str, object]] = []  # the attributes of the senders
         self.came = threading.Condition()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
@@ -61,7 +52,6 @@ class Receiver:
             self.came.notify_all()
 
     def counts(self, *names: str) -> dict[tuple[object, ...], int]:
-        """The counts of `mcpguard.decisions` by attributes."""
         found: dict[tuple[object, ...], int] = {}
         for point in self.metrics["mcpguard.decisions"].sum.data_points:
             attributes = values(point.attributes)
@@ -76,7 +66,6 @@ def values(attributes: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def receiving() -> Iterator[Receiver]:
-    """A receiver on a free port of this machine."""
     with serving(lambda handler: receiver.answer(handler)) as server:
         receiver = Receiver(server.server_port)
         yield receiver

@@ -16,42 +16,24 @@ from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import STARTER, parse
 from mcpguard.reading.explaining import Explanation, caller, explain, never_matched
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.arguments import args_hash
 from tests import provider
 from tests.build import Session, call_line, identity
+from tests.end_to_end.host import rule
 from tests.provider import jwk, key_set, token, write_token
 
-RULES = """
-[[rule]]
-user  = "*"
-tool  = "echo"
-limit = "100/1h"
-
-[[rule]]
-user  = "alice@acme.com"
-tool  = "echo"
-limit = "3/1h"
-
-[[rule]]
-tool  = "echo"
-limit = "50/90m"
-
-[[rule]]
-tool  = "report"
-limit = "5/1m"
-
-[[rule]]
-name  = "all agents"
-agent = "*::interactive::*"
-limit = "2/1h"
-mode  = "observe"
-"""
+RULES = (
+    rule("100/1h", user="*", tool="echo")
+    + rule("3/1h", user="alice@acme.com", tool="echo")
+    + rule("50/90m", tool="echo")
+    + rule("5/1m", tool="report")
+    + rule("2/1h", name="all agents", agent="*::interactive::*", mode="observe")
+)
 
 
 class Home:
-    """A folder with settings, a policy and a store."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.policy = parse(RULES)
@@ -62,6 +44,9 @@ class Home:
 
     def configure(self, text: str) -> None:
         (self.folder / "config.toml").write_text(text)
+
+    def damage(self) -> None:
+        Path(self.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
 
     def call(self, tool: str, times: int = 1, who: Identity | None = None) -> list[str]:
         """Let a wrapper decide calls; the decisions."""
@@ -77,16 +62,15 @@ class Home:
     def explain(
         self, tool: str = "echo", who: Identity | None = None, server: str | None = "crm", arguments: object = None
     ) -> Explanation:
-        return explain(
-            self.settings(),
-            self.policy,
-            who or identity(),
-            tool=tool,
-            server=server,
-            arguments=arguments,
-            places={"user": "--user", "agent": "config.toml"},
-            notify=self.warnings.append,
-        )
+        how: dict[str, Any] = {"tool": tool, "server": server, "arguments": arguments, "notify": self.warnings.append}
+        places = {"user": "--user", "agent": "config.toml"}
+        return explain(self.settings(), self.policy, who or identity(), places=places, **how)
+
+    def verdict(self, tool: str = "echo", who: Identity | None = None) -> Verdict:
+        """What the next call would get."""
+        found = self.explain(tool, who).verdict
+        assert found
+        return found
 
     def never_matched(self, policy: Policy | None = None) -> list[str]:
         return never_matched(policy or self.policy, self.settings())
@@ -114,11 +98,10 @@ def test_each_rule_applies_is_overridden_or_does_not_match(home: Home) -> None:
 
 def test_the_limits_of_the_rules_that_apply_show_what_the_counters_hold(home: Home) -> None:
     home.call("echo", 2)
-    found = home.explain()
-    assert sorted(found.headrooms) == [1, 2, 4]
-    ((left,),) = [found.headrooms[1]]
+    found = home.explain().headrooms
+    assert sorted(found) == [1, 2, 4]
+    (left,), (observed,) = found[1], found[4]
     assert (left.reported.limit, left.reported.window, left.used, left.remaining, left.retry_after_us) == (3, "1h", 2, 1, 0)
-    ((observed,),) = [found.headrooms[4]]
     assert (observed.used, observed.remaining) == (2, 0)
     assert observed.retry_after_us is not None
     assert 0 < observed.retry_after_us <= 3600 * 1_000_000
@@ -126,28 +109,22 @@ def test_the_limits_of_the_rules_that_apply_show_what_the_counters_hold(home: Ho
 
 def test_explaining_says_what_the_next_call_gets_and_counts_nothing(home: Home) -> None:
     home.call("echo", 2)
-    for _ in range(3):
-        verdict = home.explain().verdict
-        assert verdict is not None
-        assert verdict.decision == "would_deny"
+    assert [home.verdict().decision for _ in range(3)] == ["would_deny"] * 3
     assert home.call("echo", 2) == ["would_deny", "rate_limited"]
-    verdict = home.explain().verdict
-    assert verdict is not None
+    verdict = home.verdict()
     assert verdict.reported is not None
     assert (verdict.decision, verdict.reported.limit, verdict.reported.axis) == ("rate_limited", 3, "user")
 
 
 def test_without_a_store_all_counters_are_empty_and_no_store_is_made(home: Home) -> None:
     found = home.explain()
-    assert (counts(found), found.failure) == ({0}, "")
-    assert found.verdict is not None
-    assert found.verdict.decision == "allowed"
+    assert (counts(found), found.failure, home.verdict().decision) == ({0}, "", "allowed")
     assert list(home.folder.iterdir()) == []
 
 
 def test_a_damaged_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
     home.call("echo", 2)
-    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+    home.damage()
     found = home.explain()
     assert (bool(found.failure), found.verdict) == (True, None)
     assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
@@ -171,29 +148,27 @@ def test_a_server_that_is_not_given_is_the_one_that_had_the_last_call_of_the_too
 
 
 def test_rules_for_scopes_see_the_scopes_of_the_caller(home: Home) -> None:
-    home.policy = parse('[[rule]]\ntool = "d"\nlimit = "deny"\n[[rule]]\ntool = "d"\nscope = "admin.users"\nlimit = "20/1h"\n')
+    home.policy = parse(rule("deny", tool="d") + rule("20/1h", tool="d", scope="admin.users"))
     for scopes, decision in (((), "denied"), (("admin.users",), "allowed")):
-        verdict = home.explain("d", identity(scopes=scopes)).verdict
-        assert verdict is not None
-        assert verdict.decision == decision
+        assert home.verdict("d", identity(scopes=scopes)).decision == decision
 
 
 def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
     sources = home.explain().sources
     assert (sources["user_from"], sources["agent_from"]) == ("--user", "config.toml")
     sources = home.explain(who=Identity("alice", "os", "crm")).sources
-    assert (sources["user"], sources["agent"]) == ("os", "default")
+    assert sources == sources | {"user": "os", "agent": "default"}
     assert not {"user_from", "agent_from"} & set(sources)
 
 
 def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
-    home.policy = parse('[[rule]]\nagent = "*::interactive::*"\nlimit = "2/1h"\n')
+    home.policy = parse(rule("2/1h", agent="*::interactive::*"))
     home.explain(who=identity(agent="a::interactve::b"))
     assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; check the spelling"]
 
 
 def test_of_a_built_in_tool_is_told_what_a_hook_does_not_do_and_that_starter_rules_do_not_apply(home: Home) -> None:
-    home.policy = parse(f'{STARTER}[[rule]]\ntool = "Bash"\nlimit = "2/1h"\nwait = "5s"\n')
+    home.policy = parse(STARTER + rule("2/1h", tool="Bash", wait="5s"))
     found = home.explain(tool="Bash", server="built-in", who=identity(agent="a::api::b"))
     assert home.warnings == ["line 24: rule 5 (tool=Bash): a hook decides calls of built-in tools: it makes no call wait"]
     assert [match.status for match in found.matches] == ["no match"] * 4 + ["applies"]
@@ -219,38 +194,33 @@ def beyond(home: Home, text: str, *tools: str) -> MemoryStore:
 
 
 def test_the_limits_of_a_rule_are_those_of_its_place_in_the_policy(home: Home) -> None:
-    text = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "4/1h"\nconcurrent = 2\n'
-    beyond(home, text, "echo", "echo", "echo")
+    beyond(home, rule("1/1h", tool="other") + rule("4/1h", tool="echo", concurrent=2), "echo", "echo", "echo")
     found = home.explain()
-    assert [(room.reported.limit_text, room.used, room.remaining) for room in found.headrooms[1]] == [
-        ("4/1h", 2, 2),
-        ("2-in-flight", 2, 0),
-    ]
-    assert found.verdict is not None
-    assert (found.verdict.decision, found.verdict.reason, found.is_held) == ("rate_limited", "concurrent", False)
+    left = [(room.reported.limit_text, room.used, room.remaining) for room in found.headrooms[1]]
+    assert left == [("4/1h", 2, 2), ("2-in-flight", 2, 0)]
+    assert (home.verdict().decision, home.verdict().reason, found.is_held) == ("rate_limited", "concurrent", False)
 
 
 def test_a_call_that_would_wait_for_room_is_told(home: Home) -> None:
-    cap = '[[rule]]\ntool = "echo"\nconcurrent = 1\nwait = "5s"\n'
+    cap = rule(tool="echo", concurrent=1, wait="5s")
     beyond(home, cap, "echo")
     assert home.explain().is_held
     assert not home.explain("other").is_held
-    beyond(home, cap + '[[rule]]\ntool = "echo"\nlimit = "1/1h"\n', "echo")
+    beyond(home, cap + rule("1/1h", tool="echo"), "echo")
     assert not home.explain().is_held
 
 
 def test_a_call_that_costs_more_than_a_limit_never_has_room(home: Home) -> None:
-    beyond(home, '[[rule]]\nlimit = "9/1h"\ncount = "cost"\nwait = "1h"\n[[cost]]\ntool = "echo"\ncost = 10\n')
+    beyond(home, rule("9/1h", count="cost", wait="1h") + '[[cost]]\ntool = "echo"\ncost = 10\n')
     found = home.explain()
     assert found.headrooms[0][0].is_too_costly
-    assert found.verdict is not None
-    assert (found.verdict.reason, found.is_held) == ("too_costly", False)
+    assert (home.verdict().reason, found.is_held) == ("too_costly", False)
 
 
-OF_ARGUMENTS = '[[rule]]\ntool = "echo"\nper = ["user", "arguments"]\nlimit = "2/1h"\n'
+OF_ARGUMENTS = rule("2/1h", tool="echo", per=["user", "arguments"])
 
 
-def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
+def test_counters_of_arguments_are_found_by_the_stores_key_and_without_arguments_nothing_is_known(home: Home) -> None:
     store = beyond(home, OF_ARGUMENTS)
     session = Session(store, home.policy, namespace="default")
     (request,) = session.charges("echo")
@@ -261,12 +231,8 @@ def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
         found = home.explain(arguments=arguments)
         ((left,),) = found.headrooms.values()
         assert (left.is_known, left.used, found.verdict is None) == (True, used, False)
-
-
-def test_without_arguments_what_is_left_is_not_known(home: Home) -> None:
-    beyond(home, OF_ARGUMENTS)
-    found = home.explain()
-    assert ([room.is_known for room in found.headrooms[0]], found.verdict) == ([False], None)
+    unknown = home.explain()
+    assert ([room.is_known for room in unknown.headrooms[0]], unknown.verdict) == ([False], None)
 
 
 def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
@@ -280,18 +246,14 @@ def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
 
 
 def test_the_caller_is_who_a_wrapper_here_would_serve(home: Home) -> None:
-    who = home.caller()
-    assert (who.user, who.user_source, *who.agent(None)) == (
-        getpass.getuser(),
-        "os",
-        "unknown::interactive::default",
-        "default",
-    )
+    def told(**more: str) -> tuple[str, ...]:
+        who = home.caller(**more)
+        return who.user, who.user_source, *who.agent(None)
+
+    assert told() == (getpass.getuser(), "os", "unknown::interactive::default", "default")
     home.configure('[identity]\nuser = "carol"\nagent = "A::b::c"\n')
-    who = home.caller()
-    assert (who.user, who.user_source, *who.agent(None)) == ("carol", "config", "A::b::c", "config")
-    who = home.caller(user="bob", agent="::api::")
-    assert (who.user, *who.agent(None)) == ("bob", "unknown::api::default", "config")
+    assert told() == ("carol", "config", "A::b::c", "config")
+    assert told(user="bob", agent="::api::") == ("bob", "config", "unknown::api::default", "config")
     assert home.warnings == []
 
 
@@ -303,13 +265,10 @@ def test_what_can_name_the_agent_otherwise_is_told(home: Home) -> None:
     assert home.explain(who=home.caller()).agent_open == ""
 
 
-def test_roles_and_scopes_that_are_given_are_warned_of_where_no_token_names_any(home: Home) -> None:
+def test_where_no_token_names_the_user_given_roles_and_scopes_are_warned_of_and_a_token_is_an_error(home: Home) -> None:
     who = home.caller(roles=("a",), scopes=("s",))
     assert (who.roles, who.scopes) == (("a",), ("s",))
     assert home.warnings == ["no call has roles or scopes here: configure [identity.jwt] in config.toml"]
-
-
-def test_without_verified_users_a_token_names_nobody(home: Home) -> None:
     with pytest.raises(ConfigError, match="no token names the user here"):
         home.caller(token="")
 
@@ -333,47 +292,38 @@ def verified(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 
 @pytest.mark.parametrize("option", [None, ""], ids=["usual", "asked for"])
-def test_the_user_the_scopes_and_the_agent_are_those_of_the_token(
-    home: Home, verified: Callable[..., None], option: str | None
-) -> None:
+def test_user_scopes_and_agent_are_those_of_the_token(home: Home, verified: Callable[..., None], option: str | None) -> None:
     who = home.caller(token=option)
     assert (who.user, who.user_source, who.scopes) == ("alice", "jwt", ("admin.users",))
     assert who.agent(None) == ("Claude Code::api::nightly", "jwt")
 
 
 def test_an_agent_that_the_token_names_cannot_be_replaced(home: Home, verified: Callable[..., None]) -> None:
-    who = home.caller(agent="Claude Code::subagent::Explore")
-    assert who.agent(None)[0] == "Claude Code::api::nightly"
-    assert home.warnings == ["--agent: a call has another one, Claude Code::api::nightly, since the token names it"]
-    home.warnings.clear()
-    home.caller(agent="::api::nightly")
+    assert home.caller(agent="::api::nightly").agent(None)[0] == "Claude Code::api::nightly"
     assert home.warnings == []
+    assert home.caller(agent="Claude Code::subagent::Explore").agent(None)[0] == "Claude Code::api::nightly"
+    assert home.warnings == ["--agent: a call has another one, Claude Code::api::nightly, since the token names it"]
 
 
-def test_the_parts_of_the_agent_that_the_token_does_not_name_are_those_that_are_given(
+def test_the_parts_of_the_agent_that_the_token_does_not_name_are_given(home: Home, verified: Callable[..., None]) -> None:
+    for claims, agent in (({"agent": "nightly"}, "Codex::background::nightly"), ({}, "Codex::background::x")):
+        verified(**claims)
+        assert home.caller(agent="Codex::background::x").agent(None)[0] == agent
+        assert len(home.warnings) == 1  # of the first, whose name is another
+
+
+def test_no_token_is_read_for_a_user_that_is_given_and_given_scopes_replace_those_of_the_token(
     home: Home, verified: Callable[..., None]
 ) -> None:
-    verified(agent="nightly")
-    assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::nightly"
-    assert len(home.warnings) == 1
-    verified()
-    assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::x"
-    assert len(home.warnings) == 1
-
-
-def test_no_token_is_read_for_a_user_that_is_given(home: Home, verified: Callable[..., None]) -> None:
     who = home.caller(user="bob")
     assert (who.user, who.user_source, who.scopes) == ("bob", "config", ())
     assert home.caller(user="bob", scopes=("admin.users",)).scopes == ("admin.users",)
     assert home.explain(who=who).agent_open == "the user's token may name another in agent"
-
-
-def test_scopes_that_are_given_replace_those_of_the_token(home: Home, verified: Callable[..., None]) -> None:
     assert home.caller(scopes=("read",)).scopes == ("read",)
     assert home.warnings == []
 
 
-def test_another_token_file_replaces_the_configured_one_and_the_environments_token(
+def test_another_token_file_replaces_the_configured_one_and_the_variable(
     home: Home, verified: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = home.folder / "other"
@@ -386,11 +336,10 @@ def test_another_token_file_replaces_the_configured_one_and_the_environments_tok
 
 def test_a_token_that_names_nobody_is_the_error_that_a_call_would_get(home: Home, verified: Callable[..., None]) -> None:
     verified(exp=1000)
+    told = f"every call is denied with 401: the token in {home.folder / 'token'} expired at 1970-01-01T00:16:40Z"
     with pytest.raises(Unauthenticated) as raised:
         home.caller()
-    file = home.folder / "token"
-    assert raised.value.message == f"every call is denied with 401: the token in {file} expired at 1970-01-01T00:16:40Z"
-    assert raised.value.hint == "get a new token; the next call uses it, without a restart"
+    assert (raised.value.message, raised.value.hint) == (told, "get a new token; the next call uses it, without a restart")
 
 
 def test_a_token_in_place_of_its_file_is_not_repeated(home: Home, verified: Callable[..., None]) -> None:
@@ -429,7 +378,7 @@ def test_rules_that_matched_no_call_in_the_audit_are_named(home: Home, rules: tu
 
 def test_a_store_that_cannot_be_read_names_no_rule(home: Home) -> None:
     home.call("report")
-    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+    home.damage()
     assert home.never_matched() == []
 
 

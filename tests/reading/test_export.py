@@ -3,6 +3,7 @@
 import csv
 import json
 from io import StringIO
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,16 +26,21 @@ contexts = st.builds(
     st.none() | names,
     st.fixed_dictionaries({}, optional={"server": names, "roles": st.lists(names, max_size=2)}),
 )
-limits = st.sampled_from(
-    [
-        None,
-        '{"axis":"user","rule":"user=* tool=%","limit":5,"window":"1h"}',
-        '{"axis":"user","rule":"user=*","limit":5,"window":"1h","counts":"cost"}',
-        '{"axis":"user","rule":"user=*","limit":5,"window":"1h","counts":"errors"}',
-        '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}',
-        '{"axis":"tool","rule":"tool=x"}',
-    ]
-)
+LIMITS: list[dict[str, Any]] = [
+    {"rule": "user=* tool=%"},
+    *({"counts": "cost"}, {"counts": "errors"}),
+    {"counts": "concurrent", "window": None},
+    {"axis": "tool", "rule": "tool=x", "limit": None, "window": None},
+]
+
+
+def reported(**more: object) -> str:
+    """The limit of a row."""
+    members = {"axis": "user", "rule": "user=*", "limit": 5, "window": "1h", **more}
+    return compact({key: value for key, value in members.items() if value is not None})
+
+
+limits = st.sampled_from([None, *(reported(**one) for one in LIMITS)])
 rows = st.builds(
     Row,
     st.integers(0, 10**16),
@@ -45,10 +51,7 @@ rows = st.builds(
     st.none() | (st.integers(-3, 10**20) | names).map(json.dumps) | st.just('"cut …'),
     st.none() | st.binary(min_size=12, max_size=12),
     st.none() | st.just("f" * 32),
-    small,
-    small,
-    small,
-    small,
+    *[small] * 4,
     st.none() | st.sampled_from(['{"reason":"x"}', '{"act":["a","b"]}', '{"in_flight":2,"cost":20,"waited_ms":5}']),
 )
 stored = st.builds(StoredRow, st.just(1), rows, st.none() | st.sampled_from(OUTCOMES), st.none() | st.integers(0, 10**9))
@@ -82,18 +85,7 @@ def test_csv_begins_with_the_names_of_the_members() -> None:
     assert FORMATS["csv"].heading.split(",") == list(MEMBERS)
 
 
-REQUIRED = {
-    "activity_id",
-    "actor",
-    "api",
-    "category_uid",
-    "class_uid",
-    "metadata",
-    "severity_id",
-    "src_endpoint",
-    "time",
-    "type_uid",
-}
+REQUIRED = set("activity_id actor api category_uid class_uid metadata severity_id src_endpoint time type_uid".split())
 """The attributes that OCSF 1.9 requires of an event of API Activity."""
 
 
@@ -120,28 +112,29 @@ def test_an_ocsf_event_of_a_denial_names_user_agent_tool_and_rule() -> None:
     assert event["message"] == "rate_limited search_customers for alice@acme.com by user=* tool=search_customers"
 
 
+CONTEXT = '{"session":"aa","namespace":"default","tool":"x","user":"alice"}'
+
+
 def test_an_ocsf_event_of_a_call_without_a_limit_has_its_outcome_and_no_policy() -> None:
-    context = '{"session":"aa","namespace":"default","tool":"x","user":"alice"}'
-    event = ocsf_event(record(Row(0, 1, "allowed", context), outcome="tool_error", duration_us=5))
+    event = ocsf_event(record(Row(0, 1, "allowed", CONTEXT), outcome="tool_error", duration_us=5))
     assert (event["status_code"], event["status"], event["message"]) == ("tool_error", "Failure", "allowed x for alice")
     assert not event.keys() & {"policy", "dst_endpoint", "message_context", "ai_agent", "count"}
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("ok", "Success"), ("rpc_error", "Failure"), (None, "Unknown")])
 def test_an_ocsf_event_of_an_admitted_call_has_the_status_of_its_outcome(outcome: str | None, status: str) -> None:
-    event = ocsf_event(record(Row(0, 1, "allowed", '{"session":"aa","namespace":"default","tool":"x"}'), outcome=outcome))
+    event = ocsf_event(record(Row(0, 1, "allowed", CONTEXT), outcome=outcome))
     assert (event["status"], event["action"], event["severity"]) == (status, "Allowed", "Informational")
 
 
 def test_an_ocsf_event_tells_what_a_cap_counts_and_how_long_a_call_waited() -> None:
-    reported = '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}'
-    detail = '{"in_flight":2,"cost":20,"waited_ms":5}'
-    row = Row(0, 1, "rate_limited", '{"session":"aa","namespace":"default","tool":"x"}', reported, detail=detail)
-    event = ocsf_event(record(row))
+    told = {"in_flight": 2, "cost": 20, "waited_ms": 5}
+    limit = reported(limit=2, window=None, counts="concurrent")
+    event = ocsf_event(record(Row(0, 1, "rate_limited", CONTEXT, limit, detail=compact(told))))
     assert event["status_detail"] == "concurrent"
     unmapped = event["unmapped"]
     assert isinstance(unmapped, dict)
-    assert [unmapped[key] for key in ("limit", "counts", "in_flight", "cost", "waited_ms")] == [2, "concurrent", 2, 20, 5]
+    assert unmapped == unmapped | {"limit": 2, "counts": "concurrent", **told}
 
 
 def test_ocsf_leaves_out_rows_that_are_no_calls() -> None:

@@ -1,7 +1,9 @@
 """Following an export gives each row once, in order, with its outcome if that comes in time."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,21 +29,18 @@ class Followed:
         self.settings = Settings(str(self.path), policy_named=False, database_path=str(self.path))
         self.said: list[str] = []
 
-    def rows(
-        self, *steps: Callable[[], object], wanted: Wanted = ANY, after: int = 0, outcome_s: float = following.OUTCOME_S
-    ) -> list[tuple[str, str | None]]:
+    def rows(self, *steps: Callable[[], object], wanted: Wanted = ANY, **more: Any) -> list[tuple[str, str | None]]:
         left = iter(steps)
 
         def step(_: float) -> None:
             next(left, self._stop)()
 
         found: list[tuple[str, str | None]] = []
-        try:
-            for _, page in following.follow(self.settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
+        with contextlib.suppress(InterruptedError):
+            for _, page in following.follow(self.settings, wanted, self.said.append, step, **more):
                 found += [(one.row.decision, one.outcome) for one in page]
-        except InterruptedError:
-            return found
-        raise AssertionError("it has ended")
+            raise AssertionError("it has ended")
+        return found
 
     def _stop(self) -> None:
         raise InterruptedError
@@ -54,7 +53,6 @@ class Followed:
         store.close()
 
     def remove(self) -> None:
-        """Remove the store."""
         for path in self.path.parent.glob("mcpguard.db*"):
             path.unlink()
 
@@ -112,7 +110,7 @@ def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followe
     assert followed.rows(lambda: None, wanted=failed) == []
 
 
-def test_it_ends_when_the_wanted_time_and_the_time_for_outcomes_have_passed(
+def test_it_ends_when_the_wanted_time_and_that_of_outcomes_is_over(
     followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.one("slow")

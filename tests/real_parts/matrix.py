@@ -16,19 +16,12 @@ MODERN: Final = "2026"
 
 @dataclass(frozen=True)
 class Feature:
-    """Something beside calls that passes through.
+    """Something beside calls that passes through."""
 
-    Attributes:
-        steps: What the client does.
-        judge: Whether the answers of the steps are as they should be.
-        eras: The beginnings of the protocol versions that have it.
-        charged: A tool of which exactly one call must have been charged.
-    """
-
-    steps: Sequence[Json]
-    judge: Callable[[Sequence[Json]], bool]
-    eras: tuple[str, ...] = ("2024", "2025", "2026")
-    charged: str = ""
+    steps: Sequence[Json]  # of the client
+    judge: Callable[[Sequence[Json]], bool]  # whether the answers of the steps are as they should be
+    eras: tuple[str, ...] = ("2024", "2025", "2026")  # the beginnings of the protocol versions that have it
+    charged: str = ""  # a tool of which exactly one call must have been charged
 
 
 @dataclass(frozen=True)
@@ -46,19 +39,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Client:
-    """A client in one mode.
-
-    Attributes:
-        name: What it says it is.
-        mode: `auto` or `legacy`.
-        command: The program that does a job's steps.
-        lacks: Features its SDK does not have, and of which era.
-    """
-
-    name: str
-    mode: str
-    command: Command
-    lacks: tuple[str, ...] = ()
+    name: str  # what it says it is
+    mode: str  # `auto` or `legacy`
+    command: Command  # the program that does a job's steps
+    lacks: tuple[str, ...] = ()  # features its SDK does not have, and of which era
 
     @property
     def label(self) -> str:
@@ -116,10 +100,7 @@ OWN = {"progress": PROGRESS, "asks": ASKS, "log": LOG, "cancel": CANCEL}
 
 _THING = "demo://resource/dynamic/text/1"
 EVERYTHING = {
-    "progress": Feature(
-        [step("call", "trigger-long-running-operation", {"duration": 0.4, "steps": 2})],
-        progressed(1, 2),
-    ),
+    "progress": Feature([step("call", "trigger-long-running-operation", {"duration": 0.4, "steps": 2})], progressed(1, 2)),
     "asks": Feature(
         [
             step("call", "trigger-elicitation-request"),
@@ -171,22 +152,9 @@ def _typescript(file: str) -> Command:
 _ECHO: tuple[str, Json, str] = ("echo", {"message": "é\u2028"}, "echo: é\u2028")
 _WORK = Feature([step("task", "work")], says("task task-1"), (MODERN,), charged="work")
 SERVERS: Final = (
+    Server("everything", _npm("server-everything", "stdio"), *_ECHO[:2], "Echo: é\u2028", EVERYTHING, modern=False),
     Server(
-        "everything",
-        _npm("server-everything", "stdio"),
-        "echo",
-        {"message": "é\u2028"},
-        "Echo: é\u2028",
-        EVERYTHING,
-        modern=False,
-    ),
-    Server(
-        "filesystem",
-        _npm("server-filesystem", "{home}"),
-        "list_allowed_directories",
-        {},
-        "Allowed directories:",
-        modern=False,
+        "filesystem", _npm("server-filesystem", "{home}"), "list_allowed_directories", {}, "Allowed directories:", modern=False
     ),
     Server("memory", _npm("server-memory"), "read_graph", {}, '"entities"', modern=False),
     Server("python-1", _python("python-1", "server_python_1"), *_ECHO, OWN, modern=False),
@@ -196,12 +164,7 @@ SERVERS: Final = (
         *_ECHO,
         OWN | {"change": Feature(CHANGES.steps, CHANGES.judge, (MODERN,)), "rounds": ROUNDS, "task": _WORK},
     ),
-    Server(
-        "typescript-2",
-        _typescript("server_typescript_2.mjs"),
-        *_ECHO,
-        OWN | {"change": CHANGES, "rounds": ROUNDS},
-    ),
+    Server("typescript-2", _typescript("server_typescript_2.mjs"), *_ECHO, OWN | {"change": CHANGES, "rounds": ROUNDS}),
 )
 
 

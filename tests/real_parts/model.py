@@ -29,32 +29,19 @@ SEARCHES: Script = {MAIN_PROMPT: (_SEARCH, _SPAWN, _WAIT, _TASK), SUBAGENT_PROMP
 
 
 class Model(ThreadingHTTPServer):
-    """Serves while it is entered.
-
-    Args:
-        script: What the agents do.
-
-    Attributes:
-        said: All that the agents have sent to the model, as text.
-    """
+    """Serves while it is entered."""
 
     daemon_threads = True
 
     def __init__(self, script: Script = SEARCHES) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = script
-        self.said = ""
+        self.said = ""  # all that the agents have sent to the model
         self.root = f"http://127.0.0.1:{self.server_port}"
         self.url = f"{self.root}/v1"
 
     def next_call(self, said: object, tools: Sequence[str], calls: int) -> tuple[str, Mapping[str, Any]] | None:
-        """The tool that an agent calls next, by its offered name, and the arguments; None if the agent has finished.
-
-        Args:
-            said: The conversation so far.
-            tools: The tools that its client offers.
-            calls: How many calls the agent has made.
-        """
+        """What an agent calls next after so many calls, of the tools that its client offers; None if it has finished."""
         text = json.dumps(said)
         self.said += text
         plan = next((plan for prompt, plan in self.script.items() if prompt in text), ())
@@ -127,7 +114,6 @@ def _response(model: Model, body: dict[str, Any], number: int) -> list[str]:
 
 
 def _completion(model: Model, body: dict[str, Any], number: int) -> list[str]:
-    """The chunks of a chat completion."""
     tools = [tool["function"]["name"] for tool in body.get("tools", []) if "function" in tool]
     messages = [message for message in body["messages"] if message["role"] != "system"]
     call = model.next_call(messages, tools, sum(len(message.get("tool_calls") or ()) for message in messages))
@@ -156,16 +142,10 @@ def _message(model: Model, body: dict[str, Any], number: int) -> list[str]:
     if call:
         block = {"type": "tool_use", "id": f"toolu_{number}", "name": call[0], "input": {}}
         delta = {"type": "input_json_delta", "partial_json": json.dumps(call[1])}
-    head = {
-        "id": f"m{number}",
-        "type": "message",
-        "role": "assistant",
-        "model": body["model"],
-        "content": [],
-        "stop_reason": None,
-    }
+    head = {"id": f"m{number}", "type": "message", "role": "assistant", "model": body["model"], "content": []}
+    head |= {"stop_reason": None, "usage": {"input_tokens": 1, "output_tokens": 1}}
     events: list[dict[str, Any]] = [
-        {"type": "message_start", "message": head | {"usage": {"input_tokens": 1, "output_tokens": 1}}},
+        {"type": "message_start", "message": head},
         {"type": "content_block_start", "index": 0, "content_block": block},
         {"type": "content_block_delta", "index": 0, "delta": delta},
         {"type": "content_block_stop", "index": 0},

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.end_to_end.host import PATIENT_MS, ROOT, audit, budget, environment, policy, rule, total, until
 
@@ -18,20 +18,15 @@ CLIENT_S: Final = 180.0
 
 
 class Pair:
-    """One client in one mode with one server, in a folder of their own.
-
-    Attributes:
-        checked: What was looked at.
-        why: What went wrong.
-    """
+    """One client in one mode with one server, in a folder of their own."""
 
     def __init__(self, client: Client, server: Server, parts: Parts, home: Path) -> None:
         self.client = client
         self.server = server
         self.parts = parts
         self.home = home
-        self.checked: set[str] = set()
-        self.why: list[str] = []
+        self.checked: set[str] = set()  # what was looked at
+        self.why: list[str] = []  # what went wrong
 
     def check(self, name: str, right: bool, evidence: object) -> None:
         self.checked.add(name)
@@ -39,11 +34,7 @@ class Pair:
             self.why.append(f"{name}: {evidence}")
 
     def run(self) -> None:
-        """Do and judge everything.
-
-        Raises:
-            MissingError: The client or the server cannot be had here.
-        """
+        """Do and judge everything. MissingError says what cannot be had here."""
         limited = {self.server.tool, *(f.charged for f in self.server.features.values() if f.charged)}
         budget(self.home, PATIENT_MS)
         policy(self.home, "".join(rule("1/1h", user="*", tool=tool) for tool in sorted(limited)))
@@ -82,16 +73,9 @@ class Pair:
         file = self.home / "job.json"
         file.write_text(json.dumps(job))
         with (self.home / "err").open("wb") as err:
-            done = subprocess.run(
-                [*client, str(file)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=err,
-                env=environment(self.home, HOME=str(self.home)),
-                cwd=ROOT,
-                timeout=CLIENT_S,
-                check=False,
-            )
+            env = environment(self.home, HOME=str(self.home))
+            streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": err}
+            done = subprocess.run([*client, str(file)], env=env, cwd=ROOT, timeout=CLIENT_S, check=False, **streams)
         assert done.returncode == 0, (self.home / "err").read_text("utf-8", "replace")[-4000:]
         first, second = json.loads(done.stdout)
         self.check("call", first["version"] == self._version(), first["version"])

@@ -65,13 +65,7 @@ class MissingError(Exception):
 
 
 class Parts:
-    """What is installed; what is asked for first is installed then.
-
-    Args:
-        cache: The folder.
-        own: Names of `venvs` for which an interpreter that is there already is taken.
-        venvs: Virtual environments, and what is in each, with spaces between several packages.
-    """
+    """What is installed, or is when it is asked for, in `cache`. For the names in `own` there is an interpreter already."""
 
     def __init__(self, cache: Path, own: Mapping[str, str] | None = None, venvs: Mapping[str, str] = VENVS) -> None:
         self.cache = cache
@@ -81,7 +75,6 @@ class Parts:
         self._lock = threading.Lock()
 
     def python(self, name: str) -> str:
-        """The interpreter of one of the virtual environments."""
         if name in self._own:
             return self._own[name]
         requirement = self._venvs[name]
@@ -124,7 +117,6 @@ class Parts:
         return [self.node(), str(place / name)]
 
     def node(self) -> str:
-        """The system's Node.js."""
         node = shutil.which("node")
         if not node:
             raise MissingError("node is not here")

@@ -22,19 +22,10 @@ _START_S: Final = 60.0
 
 
 class Ready(NamedTuple):
-    """A server.
-
-    Attributes:
-        package: Its package on npm; on PyPI if the name of its program is equal.
-        program: Its program.
-        arguments: Its arguments. `.` is an empty folder.
-        env: Variables without which it lists no tools. It reaches no service with them.
-    """
-
-    package: str
+    package: str  # on npm; on PyPI if the name of its program is equal
     program: str
-    arguments: tuple[str, ...] = ()
-    env: Mapping[str, str] = MappingProxyType({})
+    arguments: tuple[str, ...] = ()  # `.` is an empty folder
+    env: Mapping[str, str] = MappingProxyType({})  # variables without which it lists no tools, with which it reaches no service
 
 
 READY: Final = {
@@ -56,12 +47,7 @@ READY: Final = {
 
 
 def record(name: str, parts: Parts, folder: Path) -> dict[str, Any]:
-    """Start a server behind mcpguard in an empty folder, and record its tools.
-
-    Raises:
-        MissingError: It cannot be installed.
-        McpguardError: It does not list its tools.
-    """
+    """Start a server behind mcpguard in an empty folder, and record its tools."""
     server = READY[name]
     if server.package == server.program:
         words = [str(Path(parts.python("ready-python")).parent / server.program)]

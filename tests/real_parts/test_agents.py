@@ -29,7 +29,6 @@ SERVER = ["run", "--server", "crm", "--", sys.executable, "-m", "mcpguard.demo.c
 
 
 def client(parts: Parts, name: str) -> str:
-    """The client's command."""
     if os.environ.get("MCPGUARD_REAL_AGENTS") != "1":
         missing("MCPGUARD_REAL_AGENTS is not 1: Claude Code, Codex and Copilot CLI take 1 GB")
     try:
@@ -56,35 +55,20 @@ def hook(home: Path, name: str, *options: str) -> str:
 
 def run(home: Path, *command: str, **env: str) -> list[tuple[object, object]]:
     """Run the client in an empty home. Returns agent and source of each call, in the order of the calls."""
-    done = subprocess.run(
-        command,
-        cwd=home / "work",
-        env={"PATH": os.environ["PATH"], "HOME": str(home), **env},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=4 * DEADLINE_S,
-        check=False,
-    )
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), **env}
+    how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(command, cwd=home / "work", env=env, timeout=4 * DEADLINE_S, **how)
     assert done.returncode == 0, done.stdout + done.stderr
     return [(row["agent"], row["agent_source"]) for row in rows(home) if row["decision"] == "allowed"]
 
 
 def rows(home: Path) -> list[dict[str, Any]]:
-    """The audit rows of calls."""
     with contextlib.closing(SqliteStore(home / "guard" / "mcpguard.db")) as store:
         return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
 
 
 def run_codex(home: Path, codex: str, *, hooked: Mapping[str, Sequence[str]], script: Script = SEARCHES) -> str:
-    """Run Codex, with a server that mcpguard guards. Returns all that its agents have sent to the model.
-
-    Args:
-        home: Its home.
-        codex: Its command.
-        hooked: The matchers of mcpguard's hook, and the options of each.
-        script: What its agents do.
-    """
+    """Run Codex with a guarded server and mcpguard's hook, its options by matcher; all that its agents sent to the model."""
     settings = home / ".codex"
     settings.mkdir(exist_ok=True)
     command, *arguments = program(*SERVER)
@@ -164,10 +148,7 @@ SUBAGENT = (
 
 
 def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True, plugin: Path | None = None) -> str:
-    """Run a session of Claude Code. Returns all that its agents have sent to the model.
-
-    Its server is that of a plugin, or else one that mcpguard guards.
-    """
+    """Run Claude Code with a plugin's server, or else a guarded one; all that its agents have sent to the model."""
     settings = home / ".claude"
     settings.mkdir(exist_ok=True)
     entry = {"type": "command", "command": hook(home, "claude-code", "--enforce"), "timeout": 60}
@@ -245,8 +226,6 @@ def test_codexs_commands_and_guarded_calls_are_limited_once_by_its_hook(tmp_path
     said = run_codex(tmp_path, codex, hooked={"*": ("--enforce",)}, script=script)
     assert "Tool Bash rate limit exceeded for user " in said
     assert "Tool search_customers rate limit exceeded for user " in said
-    told = [(row["tool"], row["decision"]) for row in rows(tmp_path)]
-    search = "search_customers"
-    assert told == [
-        ("Bash", "allowed"), (search, "allowed"), (search, "continued"), ("Bash", "rate_limited"), (search, "rate_limited"),
-    ]  # fmt: skip
+    told = [f"{row['tool']} {row['decision']}" for row in rows(tmp_path)]
+    calls = ["Bash allowed", "search_customers allowed", "search_customers continued"]
+    assert told == [*calls, "Bash rate_limited", "search_customers rate_limited"]

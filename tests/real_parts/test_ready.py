@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.timeout(600)  # it may install them
 @pytest.mark.parametrize("name", READY)
-def test_each_rule_of_a_ready_policy_is_for_tools_that_the_running_server_has(
+def test_each_rule_of_a_ready_policy_is_for_tools_of_its_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Parts, name: str
 ) -> None:
     for key, value in environment(tmp_path / "home").items():

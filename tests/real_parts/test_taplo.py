@@ -15,43 +15,27 @@ from mcpguard.policy.editing import put
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.policy.schema import policy_schema, schema_text
 from mcpguard.policy.writing import begin, write_policy
+from tests.end_to_end.host import rule
 from tests.missing import missing
 
 from .parts import HERE, MissingError, Parts
 
 TIMEOUT_S = 60
 
-GOOD = """\
-mode = "observe"
-wait = "5s"
-
-[[rule]]
-user = "*"
-agent = "*::subagent::*"
-role = ["support", "eu"]
-per = ["user", "arguments"]
-count = "cost"
-limit = ["20/1m", "100/1h"]
-name = "all subagents"
-
-[[rule]]
-tool = "open_page"
-concurrent = 2
-wait = "20s"
-
-[[rule]]
-tool = "delete_user"
-limit = "deny"
-
-[[cost]]
-tool = "generate_report"
-cost = 20
-"""
+GOOD = (
+    'mode = "observe"\nwait = "5s"\n\n'
+    + rule(
+        user="*", agent="*::subagent::*", role=["support", "eu"], per=["user", "arguments"], count="cost", name="all subagents"
+    )
+    + 'limit = ["20/1m", "100/1h"]\n'
+    + rule(tool="open_page", concurrent=2, wait="20s")
+    + rule("deny", tool="delete_user")
+    + '[[cost]]\ntool = "generate_report"\ncost = 20\n'
+)
 
 
 @pytest.fixture
 def modules(parts: Parts) -> Path:
-    """The packages of taplo."""
     if os.environ.get("MCPGUARD_REAL_TAPLO") != "1":
         missing("MCPGUARD_REAL_TAPLO is not 1: taplo comes from npm")
     try:

@@ -14,19 +14,11 @@ if sys.platform == "win32":
     from ctypes import wintypes
 
     class _Entry(ctypes.Structure):
-        """PROCESSENTRY32W."""
-
         _fields_ = (
-            ("size", wintypes.DWORD),
-            ("usage", wintypes.DWORD),
-            ("pid", wintypes.DWORD),
+            *((name, wintypes.DWORD) for name in ("size", "usage", "pid")),
             ("heap", ctypes.c_void_p),
-            ("module", wintypes.DWORD),
-            ("threads", wintypes.DWORD),
-            ("parent", wintypes.DWORD),
-            ("priority", wintypes.LONG),
-            ("flags", wintypes.DWORD),
-            ("program", wintypes.WCHAR * 260),
+            *((name, wintypes.DWORD) for name in ("module", "threads", "parent")),
+            *(("priority", wintypes.LONG), ("flags", wintypes.DWORD), ("program", wintypes.WCHAR * 260)),
         )
 
     _kernel = ctypes.WinDLL("kernel32")
@@ -38,7 +30,6 @@ if sys.platform == "win32":
     _SYNCHRONIZE = 0x100000
 
     def _all() -> Iterator[tuple[int, int, str]]:
-        """The processes: pid, parent, program."""
         shot, entry = _kernel.CreateToolhelp32Snapshot(_PROCESSES, 0), _Entry(size=ctypes.sizeof(_Entry))
         more = _kernel.Process32FirstW(shot, ctypes.byref(entry))
         while more:
@@ -47,7 +38,6 @@ if sys.platform == "win32":
         _kernel.CloseHandle(shot)
 
     def runs(pid: int) -> bool:
-        """Whether a process has not ended."""
         handle = _kernel.OpenProcess(_SYNCHRONIZE, False, pid)
         if not handle:
             return False
@@ -58,7 +48,6 @@ if sys.platform == "win32":
 else:
 
     def _all() -> Iterator[tuple[int, int, str]]:
-        """The processes that have not ended: pid, parent, program. A slim Linux has no `ps`, and macOS has no `/proc`."""
         if sys.platform == "linux":
             for stat in Path("/proc").glob("[0-9]*/stat"):
                 with contextlib.suppress(OSError):  # it has ended by now
@@ -73,7 +62,6 @@ else:
                 yield int(pid), int(parent), program
 
     def runs(pid: int) -> bool:
-        """Whether a process has not ended."""
         return any(pid == one for one, _, _ in _all())
 
 

@@ -112,13 +112,9 @@ def test_install_and_uninstall_leave_the_clients_file_as_it_was(home: Path, tmp_
     assert entry["args"][0] == "run"
     assert [line for line in before.split(b"\r\n") if line not in after.split(b"\r\n")] == [f'    "crm": {crm},'.encode()]
     assert after.count(b"\n") == after.count(b"\r\n")
-    served = subprocess.run(
-        [entry["command"], *entry["args"]],
-        input=lines([call(1, "search", {"text": "é"})]),
-        env=environment(home),
-        capture_output=True,
-        check=True,
-    )
+    asked = lines([call(1, "search", {"text": "é"})])
+    start = [entry["command"], *entry["args"]]
+    served = subprocess.run(start, input=asked, env=environment(home), capture_output=True, check=True)
     assert "result" in json.loads(served.stdout.splitlines()[0])
     assert process(home, "uninstall", "claude-desktop", "--yes", preexec=None, **account).returncode == 0
     assert file.read_bytes() == before

@@ -10,24 +10,17 @@ from mcp import types as t
 from mcp.client.stdio import stdio_client
 from pydantic import AnyUrl
 
-from .steps import OnSdk, main, told
+from .steps import OnSdk, callbacks, main
 
 warnings.simplefilter("ignore")  # tasks are deprecated there
 
 
 class OnSdk1(OnSdk):
+    error = McpError
+
     def __init__(self, client, seen, version):
         super().__init__(client, seen)
         self.version = version
-
-    async def tools(self):
-        return [tool.name for tool in (await self.client.list_tools()).tools]
-
-    async def call(self, tool, arguments):
-        try:
-            return told(await self.client.call_tool(tool, arguments, progress_callback=self.note))
-        except McpError as error:
-            return {"code": error.error.code, "message": error.error.message, "data": error.error.data}
 
     async def cancel(self, tool, arguments):
         number = self.client._request_id  # this SDK has no way to tell a server that a request was given up
@@ -44,32 +37,17 @@ class OnSdk1(OnSdk):
         yield
 
     async def task(self, tool, arguments):
-        try:
+        async def result():
             task = (await self.client.experimental.call_tool_as_task(tool, arguments)).task
             async for _ in self.client.experimental.poll_task(task.taskId):
                 pass
-            return told(await self.client.experimental.get_task_result(task.taskId, t.CallToolResult))
-        except McpError as error:
-            return {"code": error.error.code, "message": error.error.message, "data": error.error.data}
+            return await self.client.experimental.get_task_result(task.taskId, t.CallToolResult)
+
+        return await self.answered(result())
 
 
 @asynccontextmanager
 async def connect(spec, name, seen):
-    async def elicit(context, params):
-        seen.note("asked", "elicitation/create")
-        return t.ElicitResult(action="accept", content={"name": "Ann"})
-
-    async def sample(context, params):
-        seen.note("asked", "sampling/createMessage")
-        return t.CreateMessageResult(role="assistant", content=t.TextContent(type="text", text="sampled"), model="none")
-
-    async def roots(context):
-        seen.note("asked", "roots/list")
-        return t.ListRootsResult(roots=[t.Root(uri=f"file://{seen.root}")])
-
-    async def log(params):
-        seen.note("logged", str(params.data))
-
     async def hear(message):
         if isinstance(getattr(message, "root", None), t.ResourceUpdatedNotification):
             seen.note("updated", str(message.root.params.uri))
@@ -82,11 +60,8 @@ async def connect(spec, name, seen):
                 reading,
                 writing,
                 client_info=t.Implementation(name=name, version="1"),
-                elicitation_callback=elicit,
-                sampling_callback=sample,
-                list_roots_callback=roots,
-                logging_callback=log,
                 message_handler=hear,
+                **callbacks(t, seen),
             ) as session,
         ):
             began = await session.initialize()

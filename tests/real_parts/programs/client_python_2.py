@@ -6,23 +6,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import anyio
-from mcp import Client, MCPError, StdioServerParameters
+from mcp import Client, MCPError, StdioServerParameters, types
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
-from mcp.types import (
-    CallToolResult,
-    CreateMessageRequestParams,
-    CreateMessageResult,
-    ElicitRequestParams,
-    ElicitResult,
-    Implementation,
-    ListRootsResult,
-    LoggingMessageNotificationParams,
-    Result,
-    Root,
-    TextContent,
-)
+from mcp.types import CallToolResult, Implementation, Result, TextContent
 
-from .steps import Answer, OnSdk, Seen, main, told
+from .steps import Answer, OnSdk, Seen, callbacks, main
 
 warnings.simplefilter("ignore")  # what 2026-07-28 deprecates is used on purpose, in the older eras
 
@@ -46,18 +34,11 @@ class Tasks(ClientExtension):
 
 
 class OnSdk2(OnSdk):
+    error = MCPError
+
     @property
     def version(self) -> str:
         return str(self.client.protocol_version)
-
-    async def tools(self) -> list[str]:
-        return [tool.name for tool in (await self.client.list_tools()).tools]
-
-    async def call(self, tool: str, arguments: Answer) -> Answer:
-        try:
-            return told(await self.client.call_tool(tool, arguments, progress_callback=self.note))
-        except MCPError as error:
-            return {"code": error.code, "message": error.message, "data": error.data}
 
     async def set_level(self, level: Any) -> None:
         if self.version < "2026":
@@ -85,21 +66,6 @@ class OnSdk2(OnSdk):
 
 @asynccontextmanager
 async def connect(spec: Answer, name: str, seen: Seen) -> AsyncIterator[OnSdk2]:
-    async def elicit(context: object, params: ElicitRequestParams) -> ElicitResult:
-        seen.note("asked", "elicitation/create")
-        return ElicitResult(action="accept", content={"name": "Ann"})
-
-    async def sample(context: object, params: CreateMessageRequestParams) -> CreateMessageResult:
-        seen.note("asked", "sampling/createMessage")
-        return CreateMessageResult(role="assistant", content=TextContent(type="text", text="sampled"), model="none")
-
-    async def roots(context: object) -> ListRootsResult:
-        seen.note("asked", "roots/list")
-        return ListRootsResult(roots=[Root.model_validate({"uri": f"file://{seen.root}"})])
-
-    async def log(params: LoggingMessageNotificationParams) -> None:
-        seen.note("logged", str(params.data))
-
     async def hear(message: Any) -> None:
         if getattr(message, "method", "") == "notifications/resources/updated":
             seen.note("updated", str(message.params.uri))
@@ -108,13 +74,10 @@ async def connect(spec: Answer, name: str, seen: Seen) -> AsyncIterator[OnSdk2]:
         StdioServerParameters(command=spec["command"], args=spec["args"], env=spec["env"]),
         mode=spec["mode"],
         client_info=Implementation(name=name, version="1"),
-        elicitation_callback=elicit,
-        sampling_callback=sample,
-        list_roots_callback=roots,
-        logging_callback=log,
         log_level="debug",
         message_handler=hear,
         extensions=[Tasks()],
+        **callbacks(types, seen),
     )
     async with client:
         yield OnSdk2(client, seen)

@@ -7,7 +7,7 @@ environments with different SDKs, so nothing of them is imported here.
 import abc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,10 @@ def told(result: Any) -> Answer:
 class OnSdk(abc.ABC):
     """What the clients of all SDKs have in common.
 
-    Each adds `call`, `version`, `tools`, `set_level`, `subscribed` and `task`.
+    Each adds `error`, `version`, `set_level`, `subscribed` and `task`.
     """
+
+    error: type[Exception]  # which a response with an error raises
 
     def __init__(self, client: Any, seen: Seen) -> None:
         self.client = client
@@ -66,15 +68,52 @@ class OnSdk(abc.ABC):
     async def note(self, progress: float, total: float | None, message: str | None) -> None:
         self.seen.note("progress", progress)
 
-    @abc.abstractmethod
+    async def tools(self) -> list[str]:
+        return [tool.name for tool in (await self.client.list_tools()).tools]
+
     async def call(self, tool: str, arguments: Answer) -> Answer:
-        """Call a tool; returns what the result says."""
+        return await self.answered(self.client.call_tool(tool, arguments, progress_callback=self.note))
+
+    async def answered(self, result: Awaitable[Any]) -> Answer:
+        """What a result says, or the error in its place."""
+        try:
+            return told(await result)
+        except self.error as error:
+            found: Any = getattr(error, "error", error)  # the SDK 1.x has it inside
+            return {"code": found.code, "message": found.message, "data": found.data}
 
     async def cancel(self, tool: str, arguments: Answer) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.call, tool, arguments)
             await self.seen.until("progress")
             tasks.cancel_scope.cancel()
+
+    @abc.abstractmethod
+    async def task(self, tool: str, arguments: Answer) -> Answer:
+        """Call a tool as a task; returns what the result says."""
+
+
+def callbacks(types: Any, seen: Seen) -> dict[str, Any]:
+    """What a client answers the server's requests, as both generations of the SDK take it; `types` are the SDK's."""
+
+    async def elicit(context: object, params: object) -> Any:
+        seen.note("asked", "elicitation/create")
+        return types.ElicitResult(action="accept", content={"name": "Ann"})
+
+    async def sample(context: object, params: object) -> Any:
+        seen.note("asked", "sampling/createMessage")
+        content = types.TextContent(type="text", text="sampled")
+        return types.CreateMessageResult(role="assistant", content=content, model="none")
+
+    async def roots(context: object) -> Any:
+        seen.note("asked", "roots/list")
+        return types.ListRootsResult.model_validate({"roots": [{"uri": f"file://{seen.root}"}]})
+
+    async def log(params: Any) -> None:
+        seen.note("logged", str(params.data))
+
+    answers = {"elicitation_callback": elicit, "sampling_callback": sample, "list_roots_callback": roots}
+    return {**answers, "logging_callback": log}
 
 
 Connect = Callable[[Answer, str, Seen], AbstractAsyncContextManager[Any]]
