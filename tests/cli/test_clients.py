@@ -99,24 +99,6 @@ def test_a_file_that_cannot_be_read_is_shown_with_its_fault(account: Account) ->
     assert f"Cursor (user scope), {file}\n  {file}:1:2: " in done.stdout
 
 
-def test_names_and_commands_cannot_control_the_terminal(account: Account) -> None:
-    account.cursor(json.dumps({"mcpServers": {"a\x1b[2J": {"command": "b\x1b[2J", "args": []}}}))
-    assert "\x1b" not in account.run("clients").stdout
-    assert "\x1b[2J" not in account.on_terminal("clients")[1]
-    done = account.run("install", "--yes")
-    assert "\x1b" not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_on_a_terminal_it_is_a_table_that_fits(account: Account, columns: int) -> None:
-    account.cursor()
-    account.run("install", "--server", "crm", "--yes")
-    status, said = account.on_terminal("clients", columns=columns, NO_COLOR="1")
-    assert status == 0
-    assert "crm" in said
-    assert all(len(line) <= columns for line in said.splitlines()[1:])  # the first is the path of the file
-
-
 def completed(account: Account, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
     """What the shell offers for the last word."""
     for name, value in account.environ(MCPGUARD_HOME=str(account.state)).items():

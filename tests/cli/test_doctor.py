@@ -3,13 +3,10 @@
 import json
 import os
 import sys
-import sysconfig
 from pathlib import Path
 
-import pytest
-
 from mcpguard import __version__
-from tests.cli.command import mcpguard, on_terminal
+from tests.cli.command import mcpguard
 from tests.end_to_end.host import policy
 
 
@@ -55,26 +52,6 @@ def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert [set(one) for one in found] == [{"check", "ok", "detail", "hint"}] * 3
     assert [(one["check"], one["ok"]) for one in found] == [("PATH", True), ("clients", True), ("config", False)]
-
-
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_on_a_terminal_the_states_are_coloured_unless_no_color_is_set(tmp_path: Path, columns: int) -> None:
-    (tmp_path / "config.toml").write_text("[", "utf-8")
-    status, shown = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path))
-    assert status == 1
-    assert "\x1b[31mFAIL\x1b[0m" in shown
-    _, plain = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path), NO_COLOR="1")
-    assert "\x1b" not in plain
-    assert f"FAIL config: {tmp_path / 'config.toml'}: not TOML" in " ".join(plain.split())
-    paths = (str(tmp_path), str(Path(sysconfig.get_path("scripts"))))
-    lines = [line for line in plain.splitlines() if not any(path in line for path in paths)]
-    assert all(len(line) <= min(80, columns) for line in lines)
-
-
-def test_control_characters_of_a_setting_do_not_reach_the_terminal(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[identity]\nuser = "a\\u001b[2Jb"\n', "utf-8")
-    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
-    assert "user a\\x1b[2Jb (config.toml)" in " ".join(done.stdout.split())
 
 
 def test_a_line_of_more_than_80_columns_goes_on_below_its_text(tmp_path: Path) -> None:

@@ -5,40 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.account import CURSOR, Account, guarded, servers
+from tests.cli.account import CURSOR, ONE, Account, guarded, listing, servers
 
 
 def test_what_the_variables_choose_is_written_as_options(account: Account) -> None:
-    file = account.cursor('{"mcpServers": {"a": {"command": "a", "args": []}}}')
-    done = account.run(
-        "install", "--yes", MCPGUARD_POLICY="~/policy.toml", MCPGUARD_USER="alice", MCPGUARD_STORE="redis://cache/0",
+    file = account.cursor(ONE)
+    account.install(
+        MCPGUARD_POLICY="~/policy.toml", MCPGUARD_USER="alice", MCPGUARD_STORE="redis://cache/0",
         MCPGUARD_DENIALS="error", MCPGUARD_OBSERVE="1", MCPGUARD_QUIET="1", MCPGUARD_AGENT="::background::",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    options = ["--policy", f"{account.home / 'policy.toml'}", "--store", "redis://cache/0", "--user", "alice"]
-    options += ["--agent", "::background::", "--denials", "error", "--observe", "--quiet"]
-    assert servers(file)["a"] == guarded("a", "a", options=tuple(options))
+    written = "--store redis://cache/0 --user alice --agent ::background:: --denials error --observe --quiet".split()
+    assert servers(file)["a"] == guarded("a", "a", options=("--policy", str(account.home / "policy.toml"), *written))
 
 
 def test_a_server_whose_name_is_not_utf_8_is_left_and_the_others_are_done(account: Account) -> None:
-    text = r'{"mcpServers": {"a\ud800": {"command": "a"}, "b": {"command": "b", "args": []}}}'
-    file = account.cursor(text)
-    done = account.run("install", "--yes")
+    file = account.cursor(listing(**{"a\ud800": {"command": "a"}, "b": {"command": "b", "args": []}}))
     why = "not changed: the server's name, an option or the path of mcpguard is not UTF-8"
-    assert done.returncode == 1
-    assert done.stderr.endswith(f"mcpguard: {file}: {why}\n")
+    assert account.install(status=1).stderr.endswith(f"mcpguard: {file}: {why}\n")
     assert servers(file) == {"a\ud800": {"command": "a"}, "b": guarded("b", "b")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="variables are Unicode")
 def test_an_option_that_is_not_utf_8_is_not_written_into_a_file(account: Account) -> None:
-    text = '{"mcpServers": {"a": {"command": "a"}}}'
-    file = account.write("home/.claude.json", text)
-    done = account.run("install", "--hook", "--yes", MCPGUARD_STORE="sqlite:///caf\udce9.db")
-    assert done.returncode == 1
+    file = account.write("home/.claude.json", ONE)
+    done = account.install("--hook", status=1, MCPGUARD_STORE="sqlite:///caf\udce9.db")
     assert done.stderr.count("an option or the path of mcpguard is not UTF-8\n") == 2  # of the server and of the hook
     assert "Traceback" not in done.stderr
-    assert file.read_text("utf-8") == text
+    assert file.read_text("utf-8") == ONE
 
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
@@ -61,14 +54,14 @@ def test_a_secret_or_a_value_with_which_no_server_would_start_is_not_written_int
     account: Account, name: str, value: str, status: int, message: str
 ) -> None:
     cursor = account.cursor()
-    done = account.run("install", "--yes", **{name: value})
-    assert (done.returncode, cursor.read_text("utf-8")) == (status, CURSOR)
+    done = account.install(status=status, **{name: value})
+    assert cursor.read_text("utf-8") == CURSOR
     assert done.stderr.startswith(f"mcpguard: {message}")
     assert ("hint: " in done.stderr, value in done.stderr) == (True, False) or status == 78
 
 
 def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
     account.cursor()
-    done = account.run("install", "--yes", MCPGUARD_NAMESPACE="team")
+    done = account.install(MCPGUARD_NAMESPACE="team")
     assert "warning: MCPGUARD_HOME is set here, but clients do not pass it on to the servers: " in done.stderr
     assert "warning: MCPGUARD_NAMESPACE is set here" in done.stderr

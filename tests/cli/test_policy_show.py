@@ -47,26 +47,6 @@ def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
     }
 
 
-def test_show_fits_eighty_columns_and_obeys_no_color(tmp_path: Path, file: Path) -> None:
-    mcpguard(tmp_path, "policy", "set", "--user", "*@a-company.example", "--agent", "Claude Code::subagent::Explore", "7/1h")
-    mcpguard(tmp_path, "policy", "set", "--tool", "a_name_without_any_place_to_break_" * 4, "10000/1d")
-    status, plain = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
-    assert status == 0
-    assert "\x1b" not in plain
-    assert [line for line in plain.splitlines()[1:] if len(line) > 80] == []
-    assert "MEANING" in plain
-    assert "\x1b[" in on_terminal(tmp_path, "policy", "show")[1]
-    assert "\x1b" not in mcpguard(tmp_path, "policy", "show").stdout
-
-
-def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, file: Path) -> None:
-    file.write_text('[[rule]]\ntool = "\\u001b]0;owned\\u0007"\nuser = "\\u009b2J"\nname = "\\r"\nlimit = "5/1m"\n', "utf-8")
-    _, shown = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
-    assert "\\x1b]0;owned" in shown.replace("\n", "")
-    for text in (shown, mcpguard(tmp_path, "policy", "show").stdout, mcpguard(tmp_path, "policy", "show", "--json").stdout):
-        assert not {"\x1b", "\x07", "\x9b", "\r"} & set(text)
-
-
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: Path) -> None:
     file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n', "utf-8")
     done = process(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")

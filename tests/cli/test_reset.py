@@ -114,14 +114,6 @@ def test_end_of_input_at_the_question_resets_nothing(home: Path) -> None:
     assert held(home) == 4
 
 
-def test_control_characters_in_names_do_not_reach_a_terminal(tmp_path: Path) -> None:
-    policy(tmp_path, RULES)
-    calls(tmp_path, "x\x1b[2J\x9b", 1)
-    shown = on_terminal(tmp_path, "reset", typed=b"y\n")[1]
-    assert "x\\x1b[2J" in shown
-    assert not {"\x1b", "\x9b"} & set(shown)
-
-
 @pytest.mark.parametrize(
     ("rule", "used", "told"),
     [
