@@ -70,7 +70,7 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
 def output(home: Path, *argv: str, **env: str) -> str:
     """The stdout of a command that ends well and has nothing to say on stderr."""
     done = mcpguard(home, *argv, **env)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
 
@@ -82,7 +82,7 @@ def objects(home: Path, *argv: str, **env: str) -> list[dict[str, Any]]:
 def refusal(home: Path, *argv: str, status: int = 2, **env: str) -> str:
     """The stderr of a command that fails with this status and prints nothing else."""
     done = mcpguard(home, *argv, **env)
-    assert (done.returncode, done.stdout) == (status, "")
+    assert (done.returncode, done.stdout) == (status, ""), done
     return done.stderr
 
 

@@ -21,7 +21,7 @@ from mcpguard.cli.audit import export
 from mcpguard.locks import lock_file
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from tests.cli.command import calls, line_of, mcpguard, process, running
+from tests.cli.command import calls, line_of, mcpguard, objects, output, process, refusal, running
 from tests.end_to_end.host import DEADLINE_S, policy, rule, until
 
 
@@ -35,9 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines_of(home: Path, *argv: str) -> list[str]:
-    done = mcpguard(home, "audit", "export", *argv)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
+    return output(home, "audit", "export", *argv).splitlines()
 
 
 def test_json_lines_are_the_records(home: Path) -> None:
@@ -57,10 +55,9 @@ def test_csv_has_a_heading_and_no_formula(home: Path, tmp_path: Path) -> None:
 
 
 def test_ocsf_events_are_of_the_class_api_activity(home: Path) -> None:
-    events = [json.loads(line) for line in lines_of(home, "--format", "ocsf")]
-    assert [(one["class_uid"], one["action"]) for one in events] == [
-        (6003, word) for word in ("Allowed", "Allowed", "Denied", "Allowed")
-    ]
+    events = objects(home, "audit", "export", "--format", "ocsf")
+    assert {one["class_uid"] for one in events} == {6003}
+    assert [one["action"] for one in events] == ["Allowed", "Allowed", "Denied", "Allowed"]
 
 
 def test_a_file_gets_its_name_when_it_is_complete_and_is_private(home: Path, tmp_path: Path) -> None:
@@ -77,9 +74,7 @@ def test_a_file_gets_its_name_when_it_is_complete_and_is_private(home: Path, tmp
 def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "out"
     file.write_text("mine", "utf-8")
-    done = mcpguard(home, "audit", "export", "-o", str(file))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "exists, and is not replaced" in done.stderr
+    assert "exists, and is not replaced" in refusal(home, "audit", "export", "-o", str(file))
     assert file.read_text("utf-8") == "mine"
     assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
 
@@ -94,9 +89,8 @@ def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
         return really(*args, **more)
 
     monkeypatch.setattr(export, "_pages", pages)
-    done = mcpguard(home, "audit", "export", "-o", str(file))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
+    said = refusal(home, "audit", "export", "-o", str(file))
+    assert said.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
     assert file.read_text("utf-8") == "theirs"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -122,11 +116,11 @@ def test_a_full_disk_is_one_line_and_a_hint_for_a_named_file(home: Path, argv: l
 def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
     home: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    done = process(home, "audit", "export", *more, "-o", str(tmp_path / "missing" / "out"))
-    hint = "hint: create it, or name another file\n"
-    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: there is no folder {tmp_path / 'missing'}\n{hint}")
-    done = process(home, "audit", "export", *more, "-o", str(tmp_path))
-    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n")
+    missing = tmp_path / "missing"
+    said = refusal(home, "audit", "export", *more, "-o", str(missing / "out"))
+    assert said == f"mcpguard: -o: there is no folder {missing}\nhint: create it, or name another file\n"
+    said = refusal(home, "audit", "export", *more, "-o", str(tmp_path))
+    assert said == f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,14 +173,6 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
         assert export.returncode == 130
 
 
-def test_follow_waits_for_a_store(tmp_path: Path) -> None:
-    with following(tmp_path) as export:
-        assert export.stderr
-        assert b"no audit log yet" in export.stderr.readline()
-        calls(tmp_path, "echo", 1)
-        assert json.loads(line_of(export))["tool"] == "echo"
-
-
 def wait_for_lines(file: Path, lines: int) -> None:
     until(lambda: file.exists() and file.read_text("utf-8").count("\n") >= lines, "a row is written")
 
@@ -199,10 +185,8 @@ def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
         with following(tmp_path, "--format", "csv", "-o", str(file)):
             wait_for_lines(file, lines)
     heading, first, second = csv.reader(StringIO(file.read_text("utf-8")))
-    assert heading == list(MEMBERS)
-    assert first == second
-    if sys.platform != "win32":  # which has access lists
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (heading, first) == (list(MEMBERS), second)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Path) -> None:
@@ -211,8 +195,7 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     file.write_text('{"id": "a row of a full di', "utf-8")
     with following(tmp_path, "-o", str(file)):
         wait_for_lines(file, 2)
-    cut, row = file.read_text("utf-8").splitlines()
-    assert cut == '{"id": "a row of a full di'
+    _, row = file.read_text("utf-8").splitlines()
     assert json.loads(row)["tool"] == "echo"
 
 
@@ -236,6 +219,4 @@ def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:
             assert lock.acquire(1)
             stack.callback(lock.release)
         for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
-            done = mcpguard(home, *argv)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "echo" in done.stdout
+            assert "echo" in output(home, *argv)

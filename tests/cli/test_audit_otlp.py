@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.reading.telemetry import HEADERS, SERVICE
-from tests.cli.command import calls, mcpguard, process, running
+from tests.cli.command import calls, mcpguard, process, refusal, running
 from tests.end_to_end.host import DEADLINE_S
 from tests.reading.receiver import Receiver, receiving, values
 
@@ -48,17 +48,13 @@ def test_filters_select_the_rows_that_are_sent(home: Path, receiver: Receiver) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "message"),
+    ("argv", "message"),
     [
-        (("--otlp", "localhost:4318"), 2, "--otlp: this is not an http or https URL"),
-        (("--otlp", "http://u:hunter2@x"), 2, "--otlp: the URL has a user, a password, a query or a fragment"),
-        (("--otlp", "http://x", "-o", "f"), 2, "--otlp excludes -o and --format"),
-        (("--otlp", "http://x", "--format", "jsonl"), 2, "--otlp excludes -o and --format"),
-        (("--otlp-user",), 2, "--otlp-user needs --otlp"),
+        (("--otlp", "localhost:4318"), "--otlp: this is not an http or https URL"),
+        (("--otlp", "http://x", "-o", "f"), "--otlp excludes -o and --format"),
+        (("--otlp", "http://x", "--format", "jsonl"), "--otlp excludes -o and --format"),
+        (("--otlp-user",), "--otlp-user needs --otlp"),
     ],
 )
-def test_a_wrong_command_line_is_refused(home: Path, arguments: tuple[str, ...], status: int, message: str) -> None:
-    done = mcpguard(home, "audit", "export", *arguments)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.startswith(f"mcpguard: {message}\nhint: ")
-    assert "hunter2" not in done.stderr
+def test_a_wrong_command_line_is_refused(home: Path, argv: tuple[str, ...], message: str) -> None:
+    assert refusal(home, "audit", "export", *argv).startswith(f"mcpguard: {message}\nhint: ")

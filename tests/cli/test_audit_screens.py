@@ -10,26 +10,16 @@ from mcpguard.session.audit import Outcome
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import compare, on_terminal
+from tests.end_to_end.host import rule
 
 WIDTHS = (40, 80, 160)
 DAY_US = 86_400_000_000
 
-POLICY = """
-[[rule]]
-user = "*"
-tool = "search_customers"
-limit = "2/1h"
-
-[[rule]]
-tool = "delete_user"
-limit = "deny"
-
-[[rule]]
-user = "*"
-tool = "查询所有客户的订单"
-limit = "1/1m"
-mode = "observe"
-"""
+POLICY = (
+    rule("2/1h", user="*", tool="search_customers")
+    + rule("deny", tool="delete_user")
+    + rule("1/1m", user="*", tool="查询所有客户的订单", mode="observe")
+)
 
 COMMANDS = {
     "tail": ("audit", "tail"),
@@ -47,12 +37,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     time, wall = Time(), Time(WALL_US + DAY_US // 2)
     store = SqliteStore(home / "mcpguard.db", clock=time, wall=wall)
     alice = Session(store, POLICY, session="00000000000000aa")
-    bob = Session(
-        store,
-        POLICY,
-        session="00000000000000bb",
-        who=identity("bob", "Cursor::background::nightly-report-of-all-orders", "数据库"),
-    )
+    who = identity("bob", "Cursor::background::nightly-report-of-all-orders", "数据库")
+    bob = Session(store, POLICY, session="00000000000000bb", who=who)
     for session in (alice, bob):
         session.machine.start()
         session.write_rows(wall())
