@@ -3,22 +3,22 @@
 import json
 from pathlib import Path
 
-from tests.cli.command import mcpguard, on_terminal, process
+from tests.cli.command import on_terminal, output, process
 from tests.cli.test_policy_set import BEYOND
+from tests.end_to_end.host import policy, rule
 from tests.policy.test_editing import BY_HAND
 
 
 def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "show")
-    assert done.stdout.splitlines()[0] == f"starter policy: no file at {tmp_path / 'policy.toml'}"
-    assert "Each user may call tools 60 times a minute through each agent" in done.stdout
-    shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    out = output(tmp_path, "policy", "show")
+    assert out.startswith(f"starter policy: no file at {tmp_path / 'policy.toml'}\n")
+    assert "Each user may call tools 60 times a minute through each agent" in out
+    shown = json.loads(output(tmp_path, "policy", "show", "--json"))
     assert (shown["starter"], shown["file"], len(shown["rules"])) == (True, None, 4)
 
 
 def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "show")
-    assert done.stdout == (
+    assert output(tmp_path, "policy", "show") == (
         f"policy: {file}\n\n"
         "1. 100/1h  user=* tool=search\n    Each user may call search 100 times an hour.\n"
         "2. 5/1m  tool=report\n    All users together may call report 5 times a minute.\n"
@@ -27,7 +27,7 @@ def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path
 
 def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
     file.write_text(BY_HAND.replace("enforce", "observe"), "utf-8")
-    shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    shown = json.loads(output(tmp_path, "policy", "show", "--json"))
     assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
     assert shown["rules"][1] == {
         "number": 2,
@@ -57,18 +57,17 @@ def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: 
 def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
     said = "no rules: nothing is limited"
     file.write_text('mode = "enforce"\n', "utf-8")
-    assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
+    assert output(tmp_path, "policy", "show") == f"policy: {file}\n\n{said}\n"
     assert on_terminal(tmp_path, "policy", "show") == (0, f"policy: {file}\n\n{said}\n")
-    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, {said}\n"
-    mcpguard(tmp_path, "policy", "set", "--tool", "a", "5/1m")
-    mcpguard(tmp_path, "policy", "set", "--tool", "b", "5/1m")
-    assert said not in mcpguard(tmp_path, "policy", "unset", "--tool", "a").stdout
-    assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").stdout.splitlines()[1:] == [said]
+    assert output(tmp_path, "policy", "check") == f"{file}: OK, {said}\n"
+    policy(tmp_path, rule("5/1m", tool="a") + rule("5/1m", tool="b"))
+    assert said not in output(tmp_path, "policy", "unset", "--tool", "a")
+    assert output(tmp_path, "policy", "unset", "--tool", "b").splitlines()[1:] == [said]
 
 
 def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -> None:
     file.write_text(BEYOND, "utf-8")
-    shown = mcpguard(tmp_path, "policy", "show").stdout
+    shown = output(tmp_path, "policy", "show")
     for line in (
         "wait: 5s (a refused call waits at most this long, if its rule has no wait)\n",
         "1. 5/1m 2-in-flight  user=* tool=report\n",
@@ -79,7 +78,7 @@ def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -
         "\nCosts:\n    A call of report takes 20 units of each limit that counts cost.\n",
     ):
         assert line in shown
-    found = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    found = json.loads(output(tmp_path, "policy", "show", "--json"))
     assert (found["wait"], found["costs"]) == ("5s", [{"tool": "report", "server": None, "cost": 20, "line": 4}])
     assert [(one["limit"], one["count"], one["concurrent"], one["wait"]) for one in found["rules"]] == [
         (["5/1m"], "calls", 2, None),
