@@ -7,29 +7,21 @@ import pytest
 
 from mcpguard import __version__
 from mcpguard.cli import commands
-from tests.cli.account import GONE, PROGRAM, Account
+from tests.cli.account import GONE, PROGRAM, Account, listing
+from tests.cli.command import output
 from tests.clients.installations import impostor, installed
 
 
 def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
-    done = account.run("clients", "--json", *argv)
-    assert (done.returncode, done.stderr) == (0, "")
-    found: list[dict[str, Any]] = json.loads(done.stdout)
+    found: list[dict[str, Any]] = json.loads(output(account.state, "clients", "--json", *argv, **account.environ()))
     return found
 
 
 def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_guarded(account: Account) -> None:
     file = account.cursor()
-    account.run("install", "--server", "crm", "--yes")
-    usual: dict[str, Any] = {
-        "client": "cursor",
-        "file": str(file),
-        "scope": "user",
-        "project": None,
-        "plugin": None,
-        "fix": None,
-    }
-    usual |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
+    account.install("--server", "crm")
+    usual: dict[str, Any] = {"client": "cursor", "file": str(file), "scope": "user", "guarded": False}
+    usual |= dict.fromkeys(("project", "plugin", "fix", "mcpguard", "version", "note"))
     crm: dict[str, Any] = {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "state": "guarded"}
     crm |= {"guarded": True, "mcpguard": PROGRAM, "version": __version__}
     bare = {"server": "bare", "command": ["crm-server"], "state": "unguarded", "fix": "mcpguard install cursor"}
@@ -40,9 +32,8 @@ def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_gua
 
 def test_in_a_pipe_each_server_has_a_line(account: Account) -> None:
     file = account.cursor()
-    account.run("install", "--server", "crm", "--yes")
-    done = account.run("clients")
-    assert done.stdout.splitlines() == [
+    account.install("--server", "crm")
+    assert account.run("clients").stdout.splitlines() == [
         f"Cursor (user scope), {file}",
         f"  crm: guarded by mcpguard {__version__}: npx -y @acme/crm",
         "  bare: unguarded (to guard it: mcpguard install cursor): crm-server",
@@ -59,14 +50,12 @@ def test_without_a_client_it_says_so(account: Account) -> None:
 
 def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
     programs = {"gone": GONE, "old": installed(account.home / "old", "0.0.9"), "varies": "${userHome}/mcpguard"}
-    entries = {name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}
-    account.cursor(json.dumps({"mcpServers": entries}))
-    found = {row["server"]: (row["guarded"], row["version"], row["note"]) for row in rows(account)}
-    assert found == {
-        "gone": (True, None, "missing"),
-        "old": (True, "0.0.9", None),
-        "varies": (True, None, "version unknown"),
-    }
+    account.cursor(listing(**{name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}))
+    assert [(row["server"], row["guarded"], row["version"], row["note"]) for row in rows(account)] == [
+        ("gone", True, None, "missing"),
+        ("old", True, "0.0.9", None),
+        ("varies", True, None, "version unknown"),
+    ]
     said = account.run("clients").stdout
     assert f"gone: guarded by {GONE} (missing): npx" in said
     assert "varies: guarded by ${userHome}/mcpguard (version unknown): npx" in said
@@ -74,15 +63,14 @@ def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Acco
 
 def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> None:
     program = impostor(account.home / "bin/mcpguard")
-    entry = {"command": program, "args": ["run", "--", "npx"], "disabled": True}
-    account.cursor(json.dumps({"mcpServers": {"off": entry}}))
+    account.cursor(listing(off={"command": program, "args": ["run", "--", "npx"], "disabled": True}))
     (row,) = rows(account)
     assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
 @pytest.mark.parametrize("argv", [["clients"], ["clients", "--json"]])
 def test_secrets_in_a_command_are_not_shown(account: Account, argv: list[str]) -> None:
-    account.cursor('{"mcpServers": {"crm": {"command": "npx", "args": ["--api-key", "s3cret"], "env": {"K": "s3cret"}}}}')
+    account.cursor(listing(crm={"command": "npx", "args": ["--api-key", "s3cret"], "env": {"K": "s3cret"}}))
     shown = account.run(*argv).stdout
     assert "***" in shown
     assert "s3cret" not in shown

@@ -39,7 +39,7 @@ def drafts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def edit(home: Path, editor: str, *under: str, **env: str) -> subprocess.CompletedProcess[str]:
     """`mcpguard policy edit` in a process of its own."""
-    return process(home, "policy", "edit", under=under, VISUAL=editor, **env)
+    return process(home, "policy", "edit", under=under, preexec=None, VISUAL=editor, **env)
 
 
 def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path, drafts: Path) -> None:
