@@ -216,13 +216,22 @@ def test_a_limit_and_a_cap_of_one_rule_have_one_command() -> None:
     assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 1 1/1h"]
 
 
-def test_a_limit_on_cost_shows_the_units_that_it_counts() -> None:
+@pytest.mark.parametrize(
+    ("tool", "times", "limit", "used", "wait_ms", "command"),
+    [
+        ("sum", 2, "30-units/1h", 20, 3_600_000, "--tool sum --count cost 30/1h 40/1d"),  # 10 are left, and it takes 20
+        ("sync", 3, "2-errors/1m", 2, 60_000, "--tool sync --count errors 2/1m"),
+    ],
+)
+def test_a_limit_on_cost_or_errors_shows_what_it_counts(
+    tool: str, times: int, limit: str, used: int, wait_ms: int, command: str
+) -> None:
     kinds = Kinds()
-    found = kinds.shown(kinds.last("sum", 2) | {"cost": 20})
-    (limit,) = found.limits
-    assert (limit.reported.limit_text, limit.retry_after_ms) == ("30-units/1h", 3_600_000)
-    now = found.counters[0]
-    assert (now.used, now.retry_after_us) == (20, 3_600_000_000), "10 units are left, and it takes 20"
+    found = kinds.shown(kinds.last(tool, times, failing=tool == "sync") | {"cost": 20})
+    (then,), now = found.limits, found.counters[0]
+    assert (then.reported.limit_text, then.retry_after_ms) == (limit, wait_ms)
+    assert (now.used, now.retry_after_us) == (used, 1000 * wait_ms)
+    assert found.commands == [f"mcpguard policy set {command}"]
 
 
 def test_the_row_tells_what_a_limit_on_cost_had_left_for_the_one_that_decided_only() -> None:
@@ -273,14 +282,6 @@ def test_the_commands_of_several_rules_are_for_the_rules() -> None:
         "    mcpguard policy set --user '*' 1/1h",
         "    mcpguard policy set --tool echo 1/1h",
     ]
-
-
-def test_a_limit_on_errors_shows_the_errors_that_it_counts() -> None:
-    kinds = Kinds()
-    found = kinds.shown(kinds.last("sync", 3, failing=True))
-    (limit,) = found.limits
-    assert (limit.reported.limit_text, limit.retry_after_ms, found.counters[0].used) == ("2-errors/1m", 60_000, 2)
-    assert found.commands == ["mcpguard policy set --tool sync --count errors 2/1m"]
 
 
 def test_a_counter_of_arguments_is_not_guessed() -> None:

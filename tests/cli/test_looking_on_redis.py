@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.cli import names
 from tests.cli.command import BOB, calls, objects, output
+from tests.cli.test_completion import offered
 from tests.cli.test_usage import watching
-from tests.end_to_end.host import policy, rule
+from tests.end_to_end.host import DEADLINE_S, policy, rule
 from tests.redis_servers import Server, running
 
 
@@ -42,6 +44,11 @@ def test_usage_stats_export_and_prune_work_on_a_server(home: Path) -> None:
     assert output(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes") == f"{rows} rows deleted\n"
     assert objects(home, "audit", "export") == []
     assert len(objects(home, "usage", "--json")) == 3
+
+
+def test_names_that_the_shell_completes_come_from_a_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "LOOK_S", DEADLINE_S)
+    assert offered(home, "mcpguard reset --user ") == ["bob", "alice@acme.com"]
 
 
 def test_the_screen_shows_what_other_machines_do(home: Path) -> None:

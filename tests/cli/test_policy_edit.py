@@ -92,29 +92,30 @@ def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path, drafts: Pa
     assert file.read_text("utf-8") == BY_HAND
 
 
+OTHERS = "not saved: another process has changed it while you edited"
+
+
 @pytest.mark.parametrize(
-    ("change", "left"), [("open({!r}, 'a').write('# other\\n')", BY_HAND + "# other\n"), ("os.remove({!r})", None)]
+    ("change", "why", "left"),
+    [
+        ("open({!r}, 'a').write('# other\\n')", OTHERS, BY_HAND + "# other\n"),
+        ("os.remove({!r})", OTHERS, None),
+        pytest.param(
+            "os.chmod(os.path.dirname({!r}), 0o500)", "cannot be written: Permission denied", BY_HAND, marks=pytest.mark.posix
+        ),
+    ],
+    ids=["changed", "removed", "read-only"],
 )
-def test_edit_keeps_the_text_if_another_process_has_changed_or_removed_the_file(
-    tmp_path: Path, file: Path, drafts: Path, change: str, left: str | None
+def test_edit_keeps_a_text_that_it_cannot_save(
+    tmp_path: Path, file: Path, drafts: Path, change: str, why: str, left: str | None
 ) -> None:
-    done = edit(tmp_path, editor(drafts, CHANGE, change.format(str(file))), TMPDIR=str(drafts))
+    done = edit(tmp_path, editor(drafts, CHANGE, change.format(str(file))), *BOUND, TMPDIR=str(drafts))
+    tmp_path.chmod(0o700)
     (kept,) = drafts.glob("*/policy.toml")
-    why = "not saved: another process has changed it while you edited"
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"mcpguard: {file}: {why}\nhint: look for your text in {kept}\n"
     assert kept.read_text("utf-8") == CHANGED
     assert (file.read_text("utf-8") if file.exists() else None) == left
-
-
-@pytest.mark.posix  # modes
-def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path, drafts: Path) -> None:
-    done = edit(tmp_path, editor(drafts, CHANGE, f"os.chmod({str(tmp_path)!r}, 0o500)"), *BOUND, TMPDIR=str(drafts))
-    tmp_path.chmod(0o700)
-    (kept,) = drafts.glob("*/policy.toml")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"mcpguard: {file}: cannot be written: Permission denied\nhint: look for your text in {kept}\n"
-    assert (file.read_text("utf-8"), kept.read_text("utf-8")) == (BY_HAND, CHANGED)
 
 
 @pytest.mark.posix  # modes

@@ -9,6 +9,7 @@ import pytest
 
 from mcpguard.policy.parse import STARTER, parse
 from tests.cli.command import calls, mcpguard, output, refusal
+from tests.end_to_end.host import rule
 from tests.policy.test_editing import BY_HAND
 
 
@@ -127,36 +128,13 @@ def test_set_refuses_text_that_is_not_utf_8(tmp_path: Path, file: Path, option: 
 
 # Caps, cost, errors and waits
 
-BEYOND = """\
-wait = "5s"
-
-# How dear reports are
-[[cost]]
-tool = "report"
-cost = 20
-
-[[rule]]
-user       = "*"
-tool       = "report"
-limit      = "5/1m"
-concurrent = 2
-
-[[rule]]
-user  = "*"
-limit = "100/1h"
-count = "cost"
-wait  = "0s"
-
-[[rule]]
-tool  = "sync"
-limit = "3/1m"
-count = "errors"
-
-[[rule]]
-tool  = "poll"
-per   = ["user", "arguments"]
-concurrent = "unlimited"
-"""
+BEYOND = (
+    'wait = "5s"\n\n# How dear reports are\n[[cost]]\ntool = "report"\ncost = 20\n\n'
+    + rule("5/1m", user="*", tool="report", concurrent=2)
+    + rule("100/1h", user="*", count="cost", wait="0s")
+    + rule("3/1m", tool="sync", count="errors")
+    + rule(tool="poll", per=["user", "arguments"], concurrent="unlimited")
+)
 
 
 OF_REPORT = "of rule 1 for user=* tool=report (it was"
@@ -168,7 +146,7 @@ OF_REPORT = "of rule 1 for user=* tool=report (it was"
         ("--concurrent", "concurrent = 2\n", f"cap {OF_REPORT} 2-in-flight)\nEach user may call report 5 ", "rule with a cap"),
         (
             "--count calls",
-            'limit      = "5/1m"\n',
+            'limit = "5/1m"\n',
             f"limit {OF_REPORT} 5/1m)\nEach user may have ",
             "limit that counts calls",
         ),

@@ -21,19 +21,13 @@ def test_an_invalid_argument_means_that_the_reader_of_a_pipe_has_left() -> None:
     assert caught.value.errno == errno.EPIPE
 
 
-def redirected(file: Path, monkeypatch: pytest.MonkeyPatch) -> io.TextIOWrapper:
-    stream = io.TextIOWrapper(file.open("wb"), "cp1252", "strict")
-    monkeypatch.setattr(sys, "stdout", stream)
-    return stream
-
-
 @pytest.mark.parametrize(("variable", "expected"), [("", "客".encode()), ("utf-16-le", b"?")])
 def test_redirected_output_is_utf_8_unless_the_user_names_another_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, expected: bytes
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", variable)
-    with redirected(tmp_path / "out", monkeypatch) as stream:
-        stream.reconfigure(errors="replace")
+    with (tmp_path / "out").open("w", encoding="cp1252", errors="replace") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
         windows.prepare_output()
         sys.stdout.write("客")
         sys.stdout.flush()
