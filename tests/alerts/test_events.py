@@ -80,9 +80,7 @@ def test_a_denial_is_told_after_a_warning_and_no_warning_after_a_denial(day: Day
         ("user", {"counts": "cost"}, True),
     ],
 )
-def test_events_of_one_rule_limit_and_caller_share_a_message(
-    day: Day, axis: str, changed: dict[str, Any], is_told: bool
-) -> None:
+def test_events_of_a_rule_limit_and_caller_share_a_message(day: Day, axis: str, changed: dict[str, Any], is_told: bool) -> None:
     first = DENIED | {"axis": axis}
     day.told(first)
     assert (day.told(first | changed) is not None) == is_told

@@ -119,9 +119,7 @@ def test_messages_are_sent_one_after_another(tmp_path: Path, hook: Webhook) -> N
 
 @pytest.mark.posix
 @pytest.mark.parametrize("is_awaited", [True, False])
-def test_a_command_that_hangs_is_ended_with_its_children_whether_or_not_somebody_waits(
-    tmp_path: Path, is_awaited: bool
-) -> None:
+def test_a_command_that_hangs_is_ended_with_its_children_whether_or_not_anyone_waits(tmp_path: Path, is_awaited: bool) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     theirs = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

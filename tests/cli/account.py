@@ -100,6 +100,21 @@ class Account:
         assert done.returncode == status, done.stderr
         return done
 
+    def refusal(self, *argv: str, status: int = 1, **env: str) -> str:
+        """What `mcpguard install --yes` says if it fails and changes no file."""
+        before = self.files()
+        done = self.install(*argv, status=status, **env)
+        assert self.files() == before
+        return done.stderr
+
+    def undo(self, before: dict[str, bytes]) -> subprocess.CompletedProcess[str]:
+        """Uninstall, which gives back every byte of the files, and keeps no note."""
+        done = self.uninstall()
+        assert self.files() == before
+        notes = self.state / "installed.json"
+        assert not notes.exists() or json.loads(notes.read_bytes()) == []
+        return done
+
     def in_process(self, *argv: str, under: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command without a terminal, in a process of its own."""
         return command.process(self.state, *argv, under=under, preexec=None, **self.environ(**env))

@@ -79,8 +79,8 @@ def objects(home: Path, *argv: str, **env: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output(home, *argv, **env).splitlines()]
 
 
-def refusal(home: Path, *argv: str, status: int = 2, **env: str) -> str:
-    """The stderr of a command that fails with this status and prints nothing else."""
+def complaint(home: Path, *argv: str, status: int = 2, **env: str) -> str:
+    """The stderr of a command that ends with this status and prints nothing else."""
     done = mcpguard(home, *argv, **env)
     assert (done.returncode, done.stdout) == (status, ""), done
     return done.stderr

@@ -5,24 +5,20 @@ import shlex
 import signal
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 
-import click
 import pytest
 
-from mcpguard.cli.audit.tail import Table
-from mcpguard.session.audit import MEMBERS, Outcome, line, with_outcome
-from tests.build import WALL_US, Talk
+from mcpguard.session.audit import MEMBERS
 from tests.cli.command import (
     ALICE,
     BOB,
     BOUND,
     OBEDIENT,
     calls,
+    complaint,
     line_of,
     mcpguard,
     objects,
@@ -30,7 +26,6 @@ from tests.cli.command import (
     output,
     permissions_bind,
     process,
-    refusal,
     running,
 )
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, policy, rule
@@ -56,18 +51,14 @@ def tool_of(following: subprocess.Popen[bytes], *known: str) -> object:
     return tool
 
 
-@pytest.mark.parametrize(
-    "argv", [("tail", "--json"), ("tail",), ("export",), ("export", "--format", "csv"), ("report", "-o", "-"), ("stats",)]
-)
-def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, argv: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("argv", ["tail --json", "tail", "export", "export --format csv", "stats --by decision"])
+def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, argv: str) -> None:
     with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db, db:
         (damaged,) = db.execute("SELECT id FROM audit WHERE decision = 'rate_limited'").fetchone()
         db.execute("UPDATE audit SET detail = '{', reported = NULL WHERE id = ?", (damaged,))
-    done = mcpguard(home, "audit", *argv)
-    assert done.returncode == 0
+    done = mcpguard(home, "audit", *argv.split())
+    assert (done.returncode, "rate_limited" in done.stdout, "would_deny" in done.stdout) == (0, False, True)
     assert done.stderr.splitlines()[0] == f"mcpguard: row {damaged} of {home / 'mcpguard.db'} is damaged, and left out"
-    assert "rate_limited" not in done.stdout or argv[0] in {"report", "stats"}
-    assert "closed" in done.stdout or argv[0] == "report"
 
 
 def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
@@ -84,17 +75,16 @@ def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
 
 def test_rows_of_the_policy_at_the_start_are_shown_if_they_are_asked_for_and_in_json(home: Path) -> None:
     start = 'policy server=crm reason="in force at the start" id='
-    assert start not in mcpguard(home, "audit", "tail").stdout
-    assert start in mcpguard(home, "audit", "tail", "--decision", "policy").stdout
-    assert start in mcpguard(home, "audit", "tail", "--decision", "*", "-n", "100").stdout
-    assert '"in force at the start"' in mcpguard(home, "audit", "tail", "--json").stdout
+    assert start not in output(home, "audit", "tail")
+    assert start in output(home, "audit", "tail", "--decision", "policy")
+    assert start in output(home, "audit", "tail", "--decision", "*", "-n", "100")
+    assert '"in force at the start"' in output(home, "audit", "tail", "--json")
 
 
 def test_rows_that_are_not_shown_do_not_take_the_place_of_others(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 2)
-    for _ in range(3):
-        calls(tmp_path, "echo", 0)
-    assert mcpguard(tmp_path, "audit", "tail", "-n", "2").stdout.count(" tool=echo ") == 2
+    for times in (2, 0, 0):
+        calls(tmp_path, "echo", times)
+    assert output(tmp_path, "audit", "tail", "-n", "2").count(" tool=echo ") == 2
 
 
 def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None:
@@ -112,7 +102,6 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
         (["--user", "b*"], ["closed", "watched"]),
         (["--user", "b"], []),
         (["--agent", "*::background::*"], ["closed", "watched"]),
-        (["--agent", "Cursor"], []),
         (["--server", "crm"], ["echo", "echo"]),
         (["--tool", "*o*d"], ["closed"]),
         (["--axis", "tool"], ["closed", "watched"]),
@@ -123,14 +112,12 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
         (["--since", "2020-01-01T00:00:00+02:00", "-n", "1"], ["watched"]),
         (["--since", "2020-01-01t00:00:00z", "-n", "1"], ["watched"]),  # RFC 3339 allows small letters
         (["--until", "9999-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
-        (["--until", "1h"], []),
         (["--since", "2h", "--until", "1h"], []),
         (["--denied"], ["echo", "closed"]),
         (["--denied", "--decision", "*limited"], ["echo"]),
         (["--denied", "--decision", "denied", "--decision", "would_deny"], ["closed"]),
         (["--outcome", "*"], ["echo", "watched"]),
         (["--outcome", "ok", "--outcome", "tool_*", "--server", "crm"], ["echo"]),
-        (["--outcome", "cancelled"], []),
     ],
 )
 def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]) -> None:
@@ -152,7 +139,7 @@ def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]
     ],
 )
 def test_a_filter_that_matches_no_known_value_is_a_usage_error(home: Path, argv: list[str], hint: str) -> None:
-    assert hint in refusal(home, "audit", "tail", *argv)
+    assert hint in complaint(home, "audit", "tail", *argv)
 
 
 def test_ten_rows_are_shown_unless_since_is_given(tmp_path: Path) -> None:
@@ -166,10 +153,9 @@ def test_ten_rows_are_shown_unless_since_is_given(tmp_path: Path) -> None:
 def test_on_a_terminal_and_in_a_pipe_it_says_that_no_rows_match(home: Path, form: list[str]) -> None:
     argv = ["audit", "tail", "--user", "nobody", "--tool", "none", *form]
     assert on_terminal(home, *argv) == (0, "mcpguard: no rows match\n")
-    assert on_terminal(home, "audit", "tail", "-n", "0", *form) == (0, "")
-    assert on_terminal(home, "audit", "tail", *form, MCPGUARD_NAMESPACE="other") == (0, "mcpguard: no rows\n")
-    done = mcpguard(home, *argv)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "mcpguard: no rows match\n")
+    assert mcpguard(home, *argv).stderr == "mcpguard: no rows match\n"
+    assert mcpguard(home, "audit", "tail", *form, MCPGUARD_NAMESPACE="other").stderr == "mcpguard: no rows\n"
+    assert output(home, "audit", "tail", "-n", "0", *form) == ""
 
 
 TRY = "try filters that find rows: "
@@ -195,9 +181,7 @@ TRY = "try filters that find rows: "
     ],
 )
 def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: list[str], hint: str) -> None:
-    done = mcpguard(home, "audit", "tail", *filters)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith(f"mcpguard: no rows match\nhint: {hint}")
+    assert complaint(home, "audit", "tail", *filters, status=0).startswith(f"mcpguard: no rows match\nhint: {hint}")
 
 
 def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path) -> None:
@@ -215,11 +199,11 @@ def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) 
 
 
 def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set(home: Path) -> None:
-    assert mcpguard(home, "audit", "tail", COLUMNS="78").stdout == mcpguard(home, "audit", "tail").stdout
-    done = mcpguard(home, "audit", "tail", "--table", COLUMNS="78")
-    assert done.stdout.startswith("TIME ")
-    assert "\x1b" not in done.stdout
-    assert [line for line in done.stdout.splitlines() if len(line) > 78] == []
+    assert output(home, "audit", "tail", COLUMNS="78") == output(home, "audit", "tail")
+    table = output(home, "audit", "tail", "--table", COLUMNS="78")
+    assert table.startswith("TIME ")
+    assert "\x1b" not in table
+    assert max(map(len, table.splitlines())) <= 78
 
 
 @pytest.mark.parametrize(
@@ -230,7 +214,7 @@ def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_p
     calls(tmp_path, "echo", 1)
     with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
         db.execute(change)
-    message, hint = refusal(tmp_path, *argv.split(), status=69).splitlines()
+    message, hint = complaint(tmp_path, *argv.split(), status=69).splitlines()
     assert message.startswith(f"mcpguard: {tmp_path / 'mcpguard.db'} cannot be used: internal error: ")
     assert hint == "hint: report it, unless the store is damaged"
 
@@ -329,9 +313,7 @@ def test_following_shows_an_outcome_when_it_comes(tmp_path: Path, alice: Host) -
         assert list(again) == [member for member in MEMBERS if member in again]
 
 
-def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_still_in_flight(
-    tmp_path: Path, alice: Host
-) -> None:
+def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_in_flight(tmp_path: Path, alice: Host) -> None:
     alice.call(1, "echo")
     alice.send(call(2, "hang"))
     with followed(tmp_path, "--tool", "hang") as in_flight, followed(tmp_path, "-n", "1", "--outcome", "ok") as following:
@@ -358,41 +340,6 @@ def test_following_shows_no_rows_of_the_policy_at_the_start(tmp_path: Path) -> N
         assert " tool=echo " in line_of(following)
         calls(tmp_path, "plain", 1)
         assert " tool=plain " in line_of(following)
-
-
-@pytest.fixture
-def row() -> dict[str, object]:
-    """The record of an allowed call."""
-    talk = Talk()
-    talk.call("search")
-    return talk.records[0]
-
-
-def local(us: int, form: str) -> str:
-    return time.strftime(form, time.localtime(us / 1_000_000))
-
-
-def test_in_a_table_the_row_of_an_outcome_has_the_time_of_the_outcome(row: dict[str, object]) -> None:
-    table = Table(80)
-    at = [local(us, "%H:%M:%S") for us in (WALL_US, WALL_US + 2_000_000)]
-    assert [line.split() for line in table.lines(row)[3:]] == [[at[0], "allowed", "search"]]
-    ended = with_outcome(row, Outcome(1, "ok", 2_000_000))
-    assert [line.split() for line in table.lines(ended, ended=True)] == [[at[1], "ended", "search", "ok"]]
-
-
-@pytest.mark.usefixtures("a_day_ahead")
-def test_the_table_has_the_times_of_any_zone(row: dict[str, object]) -> None:
-    tomorrow = datetime.fromtimestamp(WALL_US // 1_000_000 + 86_400, UTC)
-    _, date, _, shown = Table(80).lines(row)
-    assert [date, shown.split()[0]] == tomorrow.strftime("%Y-%m-%d %H:%M:%S").split()
-
-
-def test_a_date_line_stands_at_each_change_of_the_date(row: dict[str, object]) -> None:
-    table = Table(80)
-    times = [WALL_US + days * 86_400_000_000 for days in (0, 0, 3)]
-    first, same_day, other_day = [table.lines(row | {"time_us": time_us}) for time_us in times]
-    assert [first[1], other_day[0]] == [local(times[0], "%Y-%m-%d"), local(times[2], "%Y-%m-%d")]
-    assert [len(first), len(same_day), len(other_day)] == [4, 1, 2]
 
 
 def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
@@ -432,28 +379,3 @@ def test_following_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(h
         following.stdout.close()
         assert following.stderr.read() == b""
         assert following.wait(DEADLINE_S) == 0
-
-
-@pytest.mark.parametrize("width", [80, 120, 160])
-def test_a_row_for_many_denials_shows_their_number_at_any_width(width: int) -> None:
-    talk = Talk(rule("deny", user="*", tool="closed*"))
-    for at in range(500):
-        talk.call(f"closed {at}")
-    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
-    first, *_, summed = talk.records
-    table = Table(width)
-    lines = [click.unstyle(table.lines(one)[-1]) for one in (first | {"tool": "x" * 300, "repeats": 7}, summed)]
-    assert max(map(len, lines)) < width
-    assert re.search(r" denied +user .*x+… ×7 +deny", lines[0])
-    assert re.search(rf" denied +user .*mor.* ×{summed['repeats']} +deny", lines[1])
-    assert f'repeats={summed["repeats"]} reason="more of this kind, not kept one by one"' in line(summed)
-
-
-def test_a_row_for_denials_by_limits_of_one_size_and_several_windows_shows_no_limit() -> None:
-    talk = Talk(rule("1/1m", tool="a*", per=[]) + rule("1/1h", tool="b*", per=[]))
-    for at in range(300):
-        talk.call(f"a{at}")
-        talk.call(f"b{at}")
-    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
-    shown = click.unstyle(Table(80).lines(talk.records[-1])[-1])
-    assert re.search(r" rate_limited tool  more.* ×\d+ +more of th…$", shown)

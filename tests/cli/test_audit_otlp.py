@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.reading.telemetry import HEADERS, SERVICE
-from tests.cli.command import mcpguard, process, refusal
+from tests.cli.command import complaint, mcpguard, process
 from tests.reading.receiver import Receiver, receiving, values
 
 
@@ -43,4 +43,4 @@ def test_filters_select_the_rows_that_are_sent(home: Path, receiver: Receiver) -
     ],
 )
 def test_a_wrong_command_line_is_refused(home: Path, argv: tuple[str, ...], message: str) -> None:
-    assert refusal(home, "audit", "export", *argv).startswith(f"mcpguard: {message}\nhint: ")
+    assert complaint(home, "audit", "export", *argv).startswith(f"mcpguard: {message}\nhint: ")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard, on_terminal, output, refusal, sqlite
+from tests.cli.command import complaint, mcpguard, on_terminal, output, sqlite
 from tests.end_to_end.host import audit
 
 
@@ -41,7 +41,7 @@ def test_it_asks_before_it_deletes(home: Path) -> None:
 
 @pytest.mark.parametrize("argv", [[], ["--before", "soon"], ["--before", "0d"]])
 def test_it_needs_a_time(home: Path, argv: list[str]) -> None:
-    refusal(home, "audit", "prune", "--yes", *argv)
+    complaint(home, "audit", "prune", "--yes", *argv)
     assert len(audit(home)) == 4
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import output, refusal
+from tests.cli.command import complaint, output
 from tests.report.week import POLICY, UNTIL_US, fill, week
 
 
@@ -41,9 +41,7 @@ def test_the_report_of_the_last_week_is_written_and_its_totals_are_printed(home:
     assert "Limits never reached" in page
 
 
-def test_without_a_name_the_report_is_in_the_working_folder(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_name_it_is_in_the_working_folder(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     output(home, "audit", "report")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -97,4 +95,4 @@ def test_a_period_may_begin_before_the_first_year_and_end_after_the_last(home: P
     ],
 )
 def test_a_wrong_command_line_is_refused(home: Path, argv: tuple[str, ...], message: str) -> None:
-    assert refusal(home, "audit", "report", *argv).startswith(f"mcpguard: {message}\nhint: ")
+    assert complaint(home, "audit", "report", *argv).startswith(f"mcpguard: {message}\nhint: ")

@@ -16,7 +16,7 @@ from mcpguard.reading.explaining_row import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
 from tests.build import WALL_US, Session, Time, identity
-from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, output, refusal, unfolded
+from tests.cli.command import ALICE, OBEDIENT, calls, complaint, mcpguard, output, unfolded
 from tests.end_to_end.host import Host, audit, policy, rule
 
 POLICY = (
@@ -69,7 +69,7 @@ def test_a_denial_that_shares_a_row_names_the_row_and_the_first_one_stands_in_fo
     first, last = row(home, "echo", 1), row(home, "echo", 2)
     assert last["id"] == f"{first['id']}.1"
     assert f"id:          {last['id']}\n" in shown(home, last["id"])
-    assert refusal(home, "audit", "show", f"{first['id']}.9", status=1).splitlines() == [
+    assert complaint(home, "audit", "show", f"{first['id']}.9", status=1).splitlines() == [
         f"mcpguard: no row has the id {first['id']}.9",
         f"hint: look at the row of the denials before it: mcpguard audit show {first['id']}",
     ]
@@ -131,13 +131,13 @@ def test_the_word_last_stands_for_the_newest_row_that_tail_shows(home: Path) -> 
 def test_the_last_row_of_an_empty_log_is_reported_as_missing(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 0)
     told = "mcpguard: the audit log has no rows yet\nhint: call a tool of a server that mcpguard guards\n"
-    assert refusal(tmp_path, "audit", "show", "last", status=1) == told
+    assert complaint(tmp_path, "audit", "show", "last", status=1) == told
 
 
 @pytest.mark.parametrize("row_id", ["nonsense", "0123456789abcdef-1"])
 def test_an_unknown_id_is_reported(home: Path, row_id: str) -> None:
     told = f"mcpguard: no row has the id {row_id}\nhint: look for it with mcpguard audit tail --json"
-    assert refusal(home, "audit", "show", row_id, status=1).startswith(told)
+    assert complaint(home, "audit", "show", row_id, status=1).startswith(told)
 
 
 # Caps, cost, errors and arguments
@@ -247,9 +247,7 @@ def test_the_row_tells_what_a_limit_on_cost_had_left_for_the_one_that_decided_on
 
 
 @pytest.mark.parametrize(("now", "used"), [("2/60m", [2]), ("2/1m", [])], ids=["in another unit", "gone"])
-def test_a_limit_is_found_by_its_window_and_of_one_that_its_rule_no_longer_has_only_the_past_is_known(
-    now: str, used: list[int]
-) -> None:
+def test_a_limit_is_known_by_its_window_and_of_one_that_is_gone_only_the_past_is_shown(now: str, used: list[int]) -> None:
     kinds = Kinds(rule("2/1h", tool="echo"))
     found = kinds.shown(kinds.last("echo", 3), parse(rule(now, tool="echo")))
     assert [one.used for one in found.counters.values()] == used

@@ -6,7 +6,7 @@ from rich.cells import cell_len
 from mcpguard.cli.audit.stats import _table
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.stores.api import Group, Tally
-from tests.cli.command import compare, mcpguard, objects, on_terminal, output, refusal
+from tests.cli.command import compare, complaint, mcpguard, objects, on_terminal, output
 
 
 def counted(home: Path, *argv: str) -> dict[str, tuple[int, int, int, int]]:
@@ -27,9 +27,7 @@ def counted(home: Path, *argv: str) -> dict[str, tuple[int, int, int, int]]:
         (["--since", "9999-01-01T00:00:00Z"], {}),
     ],
 )
-def test_calls_are_counted_by_key_with_their_repeats(
-    home: Path, argv: list[str], expected: dict[str, tuple[int, int, int, int]]
-) -> None:
+def test_calls_are_counted_by_key_with_their_repeats(home: Path, argv: list[str], expected: dict[str, tuple[int, ...]]) -> None:
     assert counted(home, *argv) == expected
 
 
@@ -102,4 +100,4 @@ def test_without_rows_it_says_so_on_stderr(home: Path) -> None:
     for name in ("nobody", ""):
         assert mcpguard(home, "audit", "stats", "--user", name).stderr == "mcpguard: no calls match\n"
     assert objects(home / "empty", "audit", "stats", "--json", "--by", "user") == [{"by": "user", "rows": []}]
-    refusal(home, "audit", "stats", "--by", "colour")
+    complaint(home, "audit", "stats", "--by", "colour")

@@ -15,13 +15,13 @@ import pytest
 
 from mcpguard.cli import commands, present
 from mcpguard.cli.policy import show
-from tests.cli.command import command, mcpguard, output, process, refusal, trapped
+from tests.cli.command import command, complaint, mcpguard, output, process, trapped
 from tests.end_to_end.host import environment, policy, rule
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
 def test_without_a_command_the_help_is_printed_to_stderr(tmp_path: Path, argv: list[str]) -> None:
-    assert refusal(tmp_path, *argv) == output(tmp_path, *argv, "--help")
+    assert complaint(tmp_path, *argv) == output(tmp_path, *argv, "--help")
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"], ["hook"]])
@@ -36,7 +36,7 @@ def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/bin/x")
 
     monkeypatch.setattr(commands.cli, "invoke", fail)
-    assert refusal(tmp_path, "clients", status=1) == "mcpguard: cannot use /bin/x: Input/output error\n"
+    assert complaint(tmp_path, "clients", status=1) == "mcpguard: cannot use /bin/x: Input/output error\n"
 
 
 @pytest.mark.parametrize(
@@ -65,11 +65,11 @@ def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_every_wrong_command_line_is_reported_in_one_form(tmp_path: Path, argv: str, message: str, hint: str) -> None:
-    assert refusal(tmp_path, *argv.split()) == f"mcpguard: {message}\nhint: {hint}\n"
+    assert complaint(tmp_path, *argv.split()) == f"mcpguard: {message}\nhint: {hint}\n"
 
 
 def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path) -> None:
-    _, hint = refusal(tmp_path, "policy", "zzz").splitlines()
+    _, hint = complaint(tmp_path, "policy", "zzz").splitlines()
     assert hint.startswith("hint: use one of: ")
     assert {"set", "show", "check"} <= set(hint.split())
 
@@ -78,11 +78,9 @@ def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path
     ("argv", "env", "place", "status"),
     [
         ("audit tail --store x", {}, "--store", 2),
-        ("reset --yes --store x", {}, "--store", 2),
         ("run --store x cat", {}, "--store", 2),
         ("run cat", {"MCPGUARD_STORE": "x"}, "MCPGUARD_STORE", 78),
         ("run --agent x cat", {}, "--agent", 2),
-        ("whoami --agent x", {}, "--agent", 2),
         ("whoami --store x", {}, "--store", 2),
         ("whoami", {"MCPGUARD_STORE": "redis://h/x"}, "MCPGUARD_STORE", 78),
         ("policy explain --tool a --agent x", {}, "--agent", 2),
@@ -94,7 +92,7 @@ def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path
 def test_an_invalid_value_is_reported_with_the_option_or_variable_that_has_it(
     tmp_path: Path, argv: str, env: dict[str, str], place: str, status: int
 ) -> None:
-    first, _ = refusal(tmp_path, *argv.split(), status=status, **env).splitlines()
+    first, _ = complaint(tmp_path, *argv.split(), status=status, **env).splitlines()
     assert first.startswith(f"mcpguard: {place}: ")
 
 
@@ -135,9 +133,7 @@ def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: in
 
 
 @pytest.mark.posix
-def test_another_pipe_without_a_reader_is_an_error_with_a_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
-) -> None:
+def test_another_pipe_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
     monkeypatch.setattr(show, "_print_rules", lambda *_, **__: os.write(unread, b"x"))
     monkeypatch.setattr(present, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
     done = mcpguard(tmp_path, "policy", "show")
@@ -160,10 +156,10 @@ def test_role_and_scope_may_be_repeated(tmp_path: Path) -> None:
 
 def test_line_ends_in_a_name_are_escaped_in_an_error(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1m", user="x\nhint: run me\u2028\x85", tool="\r") * 2)
-    first, *_, hint = refusal(tmp_path, "policy", "check", status=78).split("\n")[:-1]
+    first, *_, hint = complaint(tmp_path, "policy", "check", status=78).split("\n")[:-1]
     assert r"user=x\nhint: run me\u2028\x85 tool=\r" in first
     assert hint.startswith("hint: keep one")
-    first, *_ = refusal(tmp_path, "polic\nhint: run me").split("\n")
+    first, *_ = complaint(tmp_path, "polic\nhint: run me").split("\n")
     assert first == r"mcpguard: no such command: polic\nhint: run me"
 
 
@@ -212,11 +208,9 @@ def heed_ctrl_c() -> None:
         (["run", "--", "cat"], "mcpguard.cli"),
         (["run", "--", "cat"], "mcpguard.errors"),
         (["run", "--", "cat"], "mcpguard.relay.run"),
-        (["policy", "show"], "mcpguard.cli"),
         (["policy", "show"], "mcpguard.run_options"),
         (["policy", "show"], "click"),
         (["policy", "show"], "mcpguard.cli.policy"),
-        (["audit", "tail"], "mcpguard.cli.audit"),
     ],
 )
 def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_path: Path, argv: list[str], module: str) -> None:
@@ -256,7 +250,7 @@ def test_without_a_store_a_command_says_so_and_makes_none(tmp_path: Path, argv: 
 def test_a_broken_policy_is_reported_with_its_line_and_stays_as_it_is(tmp_path: Path, argv: str) -> None:
     file = policy(tmp_path, 'mode = "enforce"\n\n[[rule]]\nlimit = 5\n')
     before = file.read_bytes()
-    said = refusal(tmp_path, *argv.split(), status=78)
+    said = complaint(tmp_path, *argv.split(), status=78)
     assert said.startswith(f"mcpguard: {file}: line 4: rule 1: limit: 5 is not text")
     assert file.read_bytes() == before
 
@@ -264,7 +258,7 @@ def test_a_broken_policy_is_reported_with_its_line_and_stays_as_it_is(tmp_path: 
 @pytest.mark.parametrize("argv", ["audit tail", "usage", "reset --yes"])
 def test_a_damaged_store_is_reported_with_status_69(home: Path, argv: str) -> None:
     (home / "mcpguard.db").write_bytes(b"no database" * 1000)
-    first, hint = refusal(home, *argv.split(), status=69).splitlines()
+    first, hint = complaint(home, *argv.split(), status=69).splitlines()
     assert "is damaged" in first
     assert hint.startswith("hint: move it away")
 
@@ -272,7 +266,7 @@ def test_a_damaged_store_is_reported_with_status_69(home: Path, argv: str) -> No
 @pytest.mark.parametrize(("argv", "what"), [("reset", "reset"), ("audit prune --before 1d", "delete")])
 def test_a_command_that_asks_needs_a_terminal_or_yes(home: Path, argv: str, what: str) -> None:
     before = (home / "mcpguard.db-calls").read_bytes()
-    assert refusal(home, *argv.split()).endswith(f"\nhint: add --yes to {what} without asking\n")
+    assert complaint(home, *argv.split()).endswith(f"\nhint: add --yes to {what} without asking\n")
     assert (home / "mcpguard.db-calls").read_bytes() == before
 
 
@@ -283,11 +277,9 @@ def test_a_command_that_asks_needs_a_terminal_or_yes(home: Path, argv: str, what
         ("audit export --otlp http://x", "opentelemetry.sdk", "audit export --otlp needs opentelemetry-sdk", "otel"),
     ],
 )
-def test_a_missing_package_is_named_with_the_commands_that_install_it(
-    home: Path, argv: str, module: str, needs: str, extra: str
-) -> None:
+def test_a_missing_package_is_named_with_what_installs_it(home: Path, argv: str, module: str, needs: str, extra: str) -> None:
     with patch.dict(sys.modules, {module: None}):
-        said = refusal(home, *argv.split(), status=1)
+        said = complaint(home, *argv.split(), status=1)
     assert said == (
         f"mcpguard: {needs}, which is not installed\n"
         f"hint: install 'mcpguard-cli[{extra}]' with uv tool install, pipx install --force or pip install; "

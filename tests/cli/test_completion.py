@@ -13,7 +13,7 @@ import pytest
 
 from mcpguard.cli import completion
 from mcpguard.cli import names as cli_names
-from tests.cli.command import Terminal, calls, mcpguard, output, refusal, sqlite
+from tests.cli.command import Terminal, calls, complaint, mcpguard, output, sqlite
 from tests.clients.installations import impostor
 from tests.end_to_end.host import environment, policy, rule
 from tests.missing import missing
@@ -250,4 +250,4 @@ def test_an_unknown_request_offers_nothing(tmp_path: Path, instruction: str) -> 
 
 
 def test_an_unknown_shell_is_refused(tmp_path: Path) -> None:
-    assert "bash" in refusal(tmp_path, "completion", "tcsh")
+    assert "bash" in complaint(tmp_path, "completion", "tcsh")

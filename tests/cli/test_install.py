@@ -1,7 +1,9 @@
-"""`mcpguard install` and `uninstall`: what they change, and how they ask."""
+"""`mcpguard install` and `uninstall`: what they change, how they ask, and which options they write into entries."""
 
 import json
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -54,8 +56,7 @@ def test_each_file_is_named_with_what_was_done_and_what_was_left_and_why(account
     wanted = json.loads(CURSOR)["mcpServers"] | {"bare": guarded("bare", "crm-server")}
     assert servers(cursor) == wanted | {"crm": wanted["crm"] | guarded("crm", "npx", "-y", "@acme/crm")}
     assert tomllib.loads(codex.read_text("utf-8"))["mcp_servers"]["crm"]["args"][:4] == ["run", "--server", "crm", "--"]
-    done = account.uninstall()
-    assert account.files() == before
+    done = account.undo(before)
     assert "  crm: no longer guarded" in done.stdout
     assert "  web: not guarded\n" in done.stdout
 
@@ -156,9 +157,7 @@ def test_a_server_of_a_container_is_guarded_with_a_note_and_its_path_need_not_ex
     ],
     ids=" ".join,
 )
-def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count_twice(
-    account: Account, command: list[str]
-) -> None:
+def test_a_command_that_starts_mcpguard_itself_is_left_lest_calls_count_twice(account: Account, command: list[str]) -> None:
     text = listing(a={"command": command[0], "args": command[1:]})
     file = account.cursor(text)
     left = "  a: not changed (its own command starts mcpguard run)"
@@ -171,11 +170,9 @@ def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count
 
 
 def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a_guard(account: Account) -> None:
-    text = "extensions:\n  a: &x\n    cmd: npx\n"
-    file = account.write(GOOSE, text)
-    (line,) = account.install(status=1).stderr.splitlines()
+    file = account.write(GOOSE, "extensions:\n  a: &x\n    cmd: npx\n")
+    (line,) = account.refusal().splitlines()
     assert line.startswith(f"mcpguard: {file}: a: not changed: it has a YAML anchor, alias, tag or merge key")
-    assert file.read_text("utf-8") == text
 
 
 # Projects and shared files
@@ -270,3 +267,63 @@ def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
     assert cursor.read_text("utf-8") == CURSOR
     account.install()
     assert account.run("uninstall").returncode == 2
+
+
+# Options that it writes into entries
+
+
+def test_what_the_variables_choose_is_written_as_options(account: Account) -> None:
+    file = account.cursor(ONE)
+    account.install(
+        MCPGUARD_POLICY="~/policy.toml", MCPGUARD_USER="alice", MCPGUARD_STORE="redis://cache/0",
+        MCPGUARD_DENIALS="error", MCPGUARD_OBSERVE="1", MCPGUARD_QUIET="1", MCPGUARD_AGENT="::background::",
+    )  # fmt: skip
+    written = "--store redis://cache/0 --user alice --agent ::background:: --denials error --observe --quiet".split()
+    assert servers(file)["a"] == guarded("a", "a", options=("--policy", str(account.home / "policy.toml"), *written))
+
+
+def test_a_server_whose_name_is_not_utf_8_is_left_and_the_others_are_done(account: Account) -> None:
+    file = account.cursor(listing(**{"a\ud800": {"command": "a"}, "b": {"command": "b", "args": []}}))
+    why = "not changed: the server's name, an option or the path of mcpguard is not UTF-8"
+    assert account.install(status=1).stderr.endswith(f"mcpguard: {file}: {why}\n")
+    assert servers(file) == {"a\ud800": {"command": "a"}, "b": guarded("b", "b")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="variables are Unicode")
+def test_an_option_that_is_not_utf_8_is_not_written_into_a_file(account: Account) -> None:
+    account.write("home/.claude.json", ONE)
+    said = account.refusal("--hook", MCPGUARD_STORE="sqlite:///caf\udce9.db")
+    assert said.count("an option or the path of mcpguard is not UTF-8\n") == 2  # of the server and of the hook
+    assert "Traceback" not in said
+
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status", "message"),
+    [
+        ("MCPGUARD_TOKEN", TOKEN, 2, "MCPGUARD_TOKEN is set here, and a secret must not be written into a client's file"),
+        ("MCPGUARD_STORE_PASSWORD", "s3cret", 2, "MCPGUARD_STORE_PASSWORD is set here, and a secret must not be written"),
+        ("MCPGUARD_STORE", "redis://:s3cret@cache/0", 2, "MCPGUARD_STORE holds a secret, which must not be written"),
+        ("MCPGUARD_USER", TOKEN, 2, "MCPGUARD_USER holds a secret, which must not be written into a client's file"),
+        ("MCPGUARD_STORE", "counters.db", 78, "MCPGUARD_STORE: this is not a URL"),
+        ("MCPGUARD_AGENT", "nightly", 78, "MCPGUARD_AGENT: 'nightly' does not have three parts"),
+        ("MCPGUARD_CONFIG", "/gone.toml", 78, f"MCPGUARD_CONFIG: {Path('/gone.toml').absolute()}: no such file"),
+        ("MCPGUARD_DENIALS", "never", 78, "MCPGUARD_DENIALS: 'never' is none of auto, error, result"),
+    ],
+)
+def test_a_secret_or_a_value_with_which_no_server_would_start_is_not_written_into_a_clients_file(
+    account: Account, name: str, value: str, status: int, message: str
+) -> None:
+    account.cursor()
+    said = account.refusal(status=status, **{name: value})
+    assert said.startswith(f"mcpguard: {message}")
+    assert ("hint: " in said, value in said) == (True, False) or status == 78
+
+
+def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
+    account.cursor()
+    done = account.install(MCPGUARD_NAMESPACE="team")
+    assert "warning: MCPGUARD_HOME is set here, but clients do not pass it on to the servers: " in done.stderr
+    assert "warning: MCPGUARD_NAMESPACE is set here" in done.stderr

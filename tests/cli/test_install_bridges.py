@@ -17,13 +17,6 @@ URL = "https://mcp.acme.com/mcp"
 FAR = ("npx", "-y", "mcp-remote", URL)
 
 
-def undo(account: Account, before: dict[str, bytes]) -> None:
-    """Uninstall: it gives back every byte, and keeps no note."""
-    account.uninstall()
-    assert account.files() == before
-    assert json.loads((account.state / "installed.json").read_text()) == []
-
-
 def one_entry(file: Path) -> list[dict[str, Any]]:
     """The values of the only server in a file."""
     if file.suffix == ".toml":
@@ -47,7 +40,7 @@ def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge
     assert servers(file) == {"a": guarded("a", *FAR), "off": off}
     assert "2 of 2" not in account.run("clients").stdout
     assert account.install("--bridge").stdout.count("guarded already") == 1
-    undo(account, before)
+    account.undo(before)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +69,7 @@ def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge
         ),
     ],
 )  # fmt: skip
-def test_a_bridge_has_the_clients_form_and_goes_byte_for_byte(
-    account: Account, name: str, text: str, entry: dict[str, Any]
-) -> None:
+def test_a_bridge_has_the_clients_form_and_can_be_undone(account: Account, name: str, text: str, entry: dict[str, Any]) -> None:
     file = account.write(name, text.replace("URL", URL))
     before = account.files()
     account.install("--bridge")
@@ -87,7 +78,7 @@ def test_a_bridge_has_the_clients_form_and_goes_byte_for_byte(
     assert not re.search(r"url\W* [:=]|headers\W* [:=]|bearer_token", file.read_text(), re.IGNORECASE)
     (one,) = one_entry(file)
     assert {key: one.get(key) for key in entry} == entry
-    undo(account, before)
+    account.undo(before)
 
 
 @pytest.mark.parametrize("url", ["https://a-host-with-a-long-name-27.eu.acme.com/v1/mcp", "http://127.0.0.1:8080/mcp/v2-beta"])
@@ -106,7 +97,7 @@ def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(
     words = ["--header", "Authorization:${MCP_HEADER_1}", "--header", "X-Key:${MCP_HEADER_2}"]
     entry = guarded("a", "npx", "-y", "mcp-remote", "http://acme.com/mcp", "--allow-http", *words)
     assert servers(file)["a"] == entry | {"env": dict(zip(names, headers.values(), strict=True))}
-    undo(account, before)
+    account.undo(before)
 
 
 KEPT = (
@@ -129,23 +120,17 @@ KEPT = (
         (".gemini/settings.json", {"httpUrl": URL, "headers": {"A": "$T"}}, "its headers would be on a command line"),
     ],
 )
-def test_what_cannot_be_carried_over_safely_gets_no_bridge_with_a_hint(
-    account: Account, name: str, entry: dict[str, Any], reason: str
-) -> None:
+def test_what_cannot_be_carried_over_gets_no_bridge(account: Account, name: str, entry: dict[str, Any], reason: str) -> None:
     file = account.write(f"home/{name}", listing(a=entry))
-    before = account.files()
-    done = account.install("--bridge", status=1)
-    assert account.files() == before
-    assert f"{file}: a: no bridge: {reason}" in done.stderr
-    assert " --enforce" in done.stderr
+    said = account.refusal("--bridge")
+    assert f"{file}: a: no bridge: {reason}" in said
+    assert " --enforce" in said
 
 
 def test_a_table_of_headers_in_toml_and_a_yaml_file_get_no_bridge(account: Account) -> None:
     account.codex(f'[mcp_servers.a]\nurl = "{URL}"\n[mcp_servers.a.http_headers]\nX = "1"\n')
     account.write(GOOSE, f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
-    before = account.files()
-    assert account.install("--bridge", status=1).stderr.count("no bridge") == 2
-    assert account.files() == before
+    assert account.refusal("--bridge").count("no bridge") == 2
 
 
 def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byte(account: Account) -> None:
@@ -156,7 +141,7 @@ def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byt
     file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), GONE.encode()))
     records.write_bytes(records.read_bytes().replace(json.dumps(IN_TOML)[1:-1].encode(), GONE.encode()))
     assert "its mcpguard is this one now" in account.install().stdout
-    undo(account, before)
+    account.undo(before)
 
 
 def test_a_bridge_that_was_edited_since_keeps_the_edit_and_loses_mcpguard(account: Account) -> None:
@@ -196,13 +181,11 @@ def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_
     listed = {row["server"]: row["state"] for row in json.loads(account.run("clients", "--json").stdout) if row["plugin"]}
     assert listed == {"crm": "disabled", "own": "disabled", "far": "unguarded"}
     assert account.install().stdout.count("guarded already") == 2
-    undo(account, before)
+    account.undo(before)
 
 
 @pytest.mark.parametrize("argv", [("codex",), (), ("codex", "--server", "crm")])
-def test_where_codex_has_no_file_it_gets_one_for_the_servers_of_a_plugin_which_goes_again(
-    account: Account, argv: tuple[str, ...]
-) -> None:
+def test_without_a_file_codex_gets_one_for_a_plugins_servers_which_goes_again(account: Account, argv: tuple[str, ...]) -> None:
     old = plugin(account, "1.0.0", None)
     account.install(*argv)
     assert [*config(account)] == (["crm"] if "--server" in argv else ["crm", "own"])
@@ -212,7 +195,7 @@ def test_where_codex_has_no_file_it_gets_one_for_the_servers_of_a_plugin_which_g
     account.install(*argv)
     assert "--server" in argv or config(account)["own"]["cwd"] == str(new / "bin")
     account.uninstall("--server", "crm")
-    undo(account, before)
+    account.undo(before)
 
 
 def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Account) -> None:
@@ -220,7 +203,7 @@ def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Accoun
     file = account.codex("")
     before = account.files()
     account.install()
-    undo(account, before)
+    account.undo(before)
     file.unlink()
     account.install()
     file.write_bytes(file.read_bytes() + b"[tui]\nx = 1\n")
@@ -231,9 +214,7 @@ def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Accoun
 @pytest.mark.parametrize("text", ['{"mcpServers": {"far": {"url": "https://acme.com"}}}', "{"])
 def test_without_a_server_that_an_entry_would_guard_codex_gets_no_file(account: Account, text: str) -> None:
     (plugin(account, "1.0.0", None) / ".mcp.json").write_text(text)
-    before = account.files()
-    assert "Codex: no file " in account.install("codex", status=1).stderr
-    assert account.files() == before
+    assert "Codex: no file " in account.refusal("codex")
 
 
 def test_after_an_update_of_the_plugin_doctor_says_what_is_gone_and_install_renews_it(account: Account) -> None:
@@ -269,6 +250,4 @@ def test_an_own_entry_of_the_user_stays_and_only_named_servers_get_one(account: 
 def test_a_file_to_which_no_table_can_be_added_is_left(account: Account) -> None:
     plugin(account, "1.0.0")
     file = account.codex('mcp_servers = { }\n[plugins."crm@market"]\nenabled = true\n')
-    before = file.read_text()
-    assert f"mcpguard: {file}:" in account.install(status=1).stderr
-    assert file.read_text() == before
+    assert f"mcpguard: {file}:" in account.refusal()

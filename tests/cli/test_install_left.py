@@ -65,12 +65,11 @@ def test_a_link_to_nothing_is_reported(account: Account) -> None:
 
 
 def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(account: Account) -> None:
-    text = '{"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": true}}%s}'
-    file = account.write(f"{APPS}/Code/User/mcp.json", text % "")
-    done = account.install(status=1)
-    assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in done.stderr
-    assert file.read_text("utf-8") == text % ""
-    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": [{json.dumps(str(account.state))}]}}}}', "utf-8")
+    settings: dict[str, object] = {"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": True}}}
+    file = account.write(f"{APPS}/Code/User/mcp.json", json.dumps(settings))
+    assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in account.refusal()
+    settings["sandbox"] = {"filesystem": {"allowWrite": [str(account.state)]}}
+    file.write_text(json.dumps(settings), "utf-8")
     account.install()
     assert IN_TOML in file.read_text("utf-8")
 
@@ -84,9 +83,7 @@ def start_desktop(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
 
 
-def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
-    account: Account, start_desktop: Callable[[], None]
-) -> None:
+def test_claude_desktop_is_left_while_it_runs_and_others_are_done(account: Account, start_desktop: Callable[[], None]) -> None:
     desktop, codex = account.write(DESKTOP, CURSOR), account.codex()
     start_desktop()
     done = account.install(status=1)
@@ -117,9 +114,7 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
 
 
 @pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
-def test_claude_desktop_may_run_if_nothing_is_to_be_written(
-    account: Account, start_desktop: Callable[[], None], content: str
-) -> None:
+def test_claude_desktop_may_run_if_nothing_changes(account: Account, start_desktop: Callable[[], None], content: str) -> None:
     account.write(DESKTOP, content)
     account.codex()
     account.install()
@@ -193,9 +188,7 @@ def test_a_folder_that_may_not_be_looked_into_has_no_projects_and_no_files_of_cl
 
 
 @pytest.mark.posix
-def test_a_project_relative_to_a_folder_that_is_gone_is_a_usage_error(
-    account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_project_below_a_folder_that_is_gone_is_a_usage_error(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = account.project / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)

@@ -70,9 +70,7 @@ def test_no_line_is_wider_than_the_terminal_but_for_a_path(home: Path, argv: tup
 
 
 @pytest.mark.parametrize(("argv", "heading"), [(RULES[0], "MEANING"), (RULES[1], "STATUS")], ids=["show", "explain"])
-def test_rules_are_a_table_on_a_terminal_and_paragraphs_of_eighty_columns_in_a_pipe(
-    home: Path, argv: tuple[str, ...], heading: str
-) -> None:
+def test_rules_are_a_table_on_a_terminal_and_folded_text_in_a_pipe(home: Path, argv: tuple[str, ...], heading: str) -> None:
     assert heading in on_terminal(home, *argv)[1]
     piped = mcpguard(home, *argv).stdout
     assert heading not in piped

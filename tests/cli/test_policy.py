@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.policy.parse import STARTER, parse
-from tests.cli.command import ALICE, BOUND, OBEDIENT, mcpguard, output, process, refusal
+from tests.cli.command import ALICE, BOUND, OBEDIENT, complaint, mcpguard, output, process
 from tests.end_to_end.host import Host
 from tests.policy.test_editing import BY_HAND
 
@@ -15,7 +15,7 @@ from tests.policy.test_editing import BY_HAND
 @pytest.mark.parametrize("argv", [["set", "--tool", "x", "5/1m"], ["unset", "--tool", "x"], ["check"], ["show"], ["edit"]])
 def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, argv: list[str]) -> None:
     (tmp_path / "policy.toml").mkdir()
-    first, hint = refusal(tmp_path, "policy", *argv, status=78, EDITOR="true").splitlines()
+    first, hint = complaint(tmp_path, "policy", *argv, status=78, EDITOR="true").splitlines()
     assert first.endswith("cannot be read: Is a directory")
     assert hint == "hint: name a TOML file that this account may read"
 
@@ -69,16 +69,16 @@ def test_without_a_file_mode_observe_makes_one_with_the_starter_rules(tmp_path: 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 def test_the_mode_of_a_missing_file_that_is_named_cannot_be_set(tmp_path: Path, mode: str) -> None:
     file = tmp_path / "typo.toml"
-    by_variable = refusal(tmp_path, "policy", "mode", mode, status=78, MCPGUARD_POLICY=str(file))
+    by_variable = complaint(tmp_path, "policy", "mode", mode, status=78, MCPGUARD_POLICY=str(file))
     assert by_variable.startswith(f"mcpguard: {file}: no such file\nhint: correct the name, or make that file:")
-    assert refusal(tmp_path, "policy", "mode", mode, "--policy", str(file), status=78) == by_variable
+    assert complaint(tmp_path, "policy", "mode", mode, "--policy", str(file), status=78) == by_variable
     assert not file.exists()
 
 
 @pytest.mark.parametrize("argv", [["check"], ["show"], ["explain", "--tool", "x"], ["unset", "--tool", "x"]])
 def test_the_hint_for_a_missing_policy_file_creates_it(tmp_path: Path, argv: list[str]) -> None:
     file = tmp_path / "our team" / "policy.toml"
-    first, hint = refusal(tmp_path, "policy", *argv, "--policy", str(file), status=78).splitlines()
+    first, hint = complaint(tmp_path, "policy", *argv, "--policy", str(file), status=78).splitlines()
     assert first == f"mcpguard: {file}: no such file"
     program, *advised = shlex.split(hint.rpartition(": ")[2])
     assert program == "mcpguard"
@@ -91,7 +91,7 @@ def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
     assert output(tmp_path, "policy", "init", "--policy", str(file)) == f"{file}: wrote 4 starter rules\n"
     assert file.read_text("utf-8") == STARTER
     file.write_text(BY_HAND, "utf-8")
-    assert "already exists" in refusal(tmp_path, "policy", "init", status=1, MCPGUARD_POLICY=str(file))
+    assert "already exists" in complaint(tmp_path, "policy", "init", status=1, MCPGUARD_POLICY=str(file))
     assert file.read_text("utf-8") == BY_HAND
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from mcpguard.policy.parse import STARTER
-from tests.cli.command import BOUND, mcpguard, on_terminal, output, process, refusal
+from tests.cli.command import BOUND, complaint, mcpguard, on_terminal, output, process
 from tests.policy.test_editing import BY_HAND
 
 SPOILED = BY_HAND.replace('report"', "report")
@@ -58,11 +58,11 @@ def test_a_disk_without_room_for_a_temporary_folder_is_one_line_and_a_hint(
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     hint = "hint: set TMPDIR to a folder that you may write to, on a disk that is not full\n"
     said = f"mcpguard: no temporary folder can be made: No space left on device\n{hint}"
-    assert refusal(tmp_path, *argv, status=1) == said
+    assert complaint(tmp_path, *argv, status=1) == said
 
 
 def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path, drafts: Path) -> None:
-    said = refusal(tmp_path, "policy", "edit", status=78, VISUAL=editor(drafts, SPOIL))
+    said = complaint(tmp_path, "policy", "edit", status=78, VISUAL=editor(drafts, SPOIL))
     assert said.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
     assert file.read_text("utf-8") == BY_HAND
 
@@ -145,4 +145,4 @@ def test_edit_begins_with_the_starter_policy(tmp_path: Path, drafts: Path) -> No
     ids=["missing", "not a command"],
 )
 def test_edit_says_how_to_name_an_editor(tmp_path: Path, file: Path, editor: str, said: str) -> None:
-    assert refusal(tmp_path, "policy", "edit", status=1, VISUAL="", EDITOR=editor).endswith(f"{said}\n")
+    assert complaint(tmp_path, "policy", "edit", status=1, VISUAL="", EDITOR=editor).endswith(f"{said}\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.command import calls, mcpguard, output, refusal, unfolded
+from tests.cli.command import calls, complaint, mcpguard, output, unfolded
 from tests.end_to_end.host import audit, policy, rule
 
 RULES = (
@@ -122,9 +122,9 @@ OPTIONS = [("--tool", "s*"), ("--user", "*"), ("--agent", "*::api::x"), ("--serv
 @pytest.mark.parametrize(("option", "pattern"), OPTIONS)
 def test_a_pattern_and_an_empty_name_are_refused(home: Path, option: str, pattern: str) -> None:
     argv = ("policy", "explain", "--tool", "echo", option)
-    assert refusal(home, *argv, pattern).endswith(" is a pattern\nhint: give an exact name: only rules have patterns\n")
+    assert complaint(home, *argv, pattern).endswith(" is a pattern\nhint: give an exact name: only rules have patterns\n")
     hint = {"--tool": "give a name"}.get(option, "give a name, or leave the option out")
-    assert refusal(home, *argv, "") == f"mcpguard: {option} is empty\nhint: {hint}\n"
+    assert complaint(home, *argv, "") == f"mcpguard: {option} is empty\nhint: {hint}\n"
 
 
 @pytest.mark.parametrize("how", ["damaged", "locked"])
@@ -214,7 +214,7 @@ def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
     assert "5/10m: 0 used, 5 left for tool=echo server=crm arguments=" in out
     assert "arguments=?" not in out
     for text in ("", "[]", "7", "{", '"x"', '{"q": NaN}', '{"q": [-Infinity]}'):
-        assert refusal(tmp_path, *argv, "--arguments", text).startswith("mcpguard: --arguments is not a JSON object\n")
+        assert complaint(tmp_path, *argv, "--arguments", text).startswith("mcpguard: --arguments is not a JSON object\n")
 
 
 def test_a_name_that_is_like_one_in_the_log_is_asked_about(home: Path) -> None:

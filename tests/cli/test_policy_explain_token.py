@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard, output, refusal
+from tests.cli.command import complaint, mcpguard, output
 from tests.end_to_end.host import policy, rule
 from tests.provider import KeyServer, settings, token, write_token
 
@@ -36,15 +36,15 @@ def test_an_expired_token_is_reported_as_a_call_would_report_it(home: Path) -> N
     write_token(home / "token", token(exp=1000))
     why = f"every call is denied with 401: the token in {home / 'token'} expired at 1970-01-01T00:16:40Z"
     hint = "hint: get a new token; the next call uses it, without a restart"
-    assert refusal(home, *EXPLAIN, status=1) == f"mcpguard: {why}\n{hint}\n"
+    assert complaint(home, *EXPLAIN, status=1) == f"mcpguard: {why}\n{hint}\n"
 
 
 @pytest.mark.posix  # Windows makes up a folder for each name
 def test_an_unknown_home_folder_of_the_token_is_reported_in_one_line(home: Path) -> None:
     said = "mcpguard: --token: the home or working folder for ~nosuchuser/x does not exist\n"
-    assert refusal(home, *EXPLAIN, "--token", "~nosuchuser/x").startswith(said)
+    assert complaint(home, *EXPLAIN, "--token", "~nosuchuser/x").startswith(said)
 
 
 def test_a_user_and_a_token_together_are_a_usage_error(home: Path) -> None:
-    said = refusal(home, *EXPLAIN, "--token", "x", "--user", "bob")
+    said = complaint(home, *EXPLAIN, "--token", "x", "--user", "bob")
     assert said.startswith("mcpguard: --user and --token both name the user\n")

@@ -28,9 +28,7 @@ def test_schema_prints_the_schema_of_the_policy_or_of_the_settings(tmp_path: Pat
 
 
 @pytest.mark.parametrize("argv", [("policy", "init"), SET, ("policy", "mode", "observe")])
-def test_each_command_that_makes_a_policy_names_the_schema_in_it_and_puts_it_beside_it(
-    tmp_path: Path, argv: tuple[str, ...]
-) -> None:
+def test_each_command_that_makes_a_policy_names_its_schema_and_puts_it_beside(tmp_path: Path, argv: tuple[str, ...]) -> None:
     output(tmp_path, *argv)
     assert (tmp_path / "policy.toml").read_text("utf-8").startswith(SCHEMA_LINE)
     assert schema(tmp_path) == policy_schema()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.policy.parse import STARTER, parse
-from tests.cli.command import calls, mcpguard, output, refusal
+from tests.cli.command import calls, complaint, mcpguard, output
 from tests.end_to_end.host import rule
 from tests.policy.test_editing import BY_HAND
 
@@ -22,7 +22,7 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
 
 
 def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> None:
-    said = refusal(tmp_path, "policy", "unset", "--tool", "search", status=1)
+    said = complaint(tmp_path, "policy", "unset", "--tool", "search", status=1)
     assert said == f"mcpguard: {file}: no rule for tool=search\nhint: see the rules with mcpguard policy show\n"
     assert file.read_text("utf-8") == BY_HAND
 
@@ -51,9 +51,7 @@ def test_the_commands_that_drop_a_tighter_rule_name_the_file(tmp_path: Path) -> 
         "--agent a::b::c --concurrent 2",
     ],
 )
-def test_a_limit_for_agents_that_counts_all_users_together_is_warned_of_with_the_command_for_each_user(
-    tmp_path: Path, argv: str
-) -> None:
+def test_a_limit_for_the_agents_of_all_users_is_warned_of_with_the_command_for_each_user(tmp_path: Path, argv: str) -> None:
     done = mcpguard(tmp_path, "policy", "set", *shlex.split(argv))
     first = done.stderr.splitlines()[0]
     assert first.startswith("warning: rule 5 counts all users together; to count each user separately: mcpguard policy set ")
@@ -121,7 +119,7 @@ def test_set_does_not_say_that_rules_were_in_force_where_a_named_file_was_missin
 @pytest.mark.posix
 @pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
 def test_set_refuses_text_that_is_not_utf_8(tmp_path: Path, file: Path, option: str) -> None:
-    first, _ = refusal(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h").splitlines()
+    first, _ = complaint(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h").splitlines()
     assert first.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
     assert file.read_text("utf-8") == BY_HAND
 
@@ -158,7 +156,7 @@ def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path, part: str, 
     unset = ("policy", "unset", "--user", "*", "--tool", "report", *part.split())
     assert output(tmp_path, *unset).startswith(f"{file}: removed the {said}")
     assert file.read_text("utf-8") == BEYOND.replace(line, "")
-    assert f"no {missing} for user=* tool=report" in refusal(tmp_path, *unset, status=1)
+    assert f"no {missing} for user=* tool=report" in complaint(tmp_path, *unset, status=1)
 
 
 def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
@@ -174,7 +172,7 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
     assert "changed (it was 20)\n" in mcpguard(tmp_path, "policy", "set", *of, "30").stdout
     assert output(tmp_path, "policy", "unset", *of) == f"{file}: removed the cost of tool=report server=crm (it was 30)\n"
     assert file.read_text("utf-8") == BY_HAND
-    assert "no cost for tool=report server=crm" in refusal(tmp_path, "policy", "unset", *of, status=1)
+    assert "no cost for tool=report server=crm" in complaint(tmp_path, "policy", "unset", *of, status=1)
 
 
 @pytest.mark.parametrize(
@@ -183,23 +181,19 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
         ("set --tool x 5/min", "'5/min' is not a limit", 'did you mean "5/1m"?'),
         ("set --agent subagent 5/1m", "does not have three parts", "client::tier::name"),
         ("set --per users 5/1m", "unknown axis 'users'", "did you mean 'user'?"),
-        ("set --tool x", "missing argument LIMIT..., or --concurrent", "--help"),
         ("set --tool x --wait 5s", "missing argument LIMIT..., or --concurrent", "--help"),
         ("set --concurrent 0", "concurrent: 0 is not a number of calls in flight", "deny"),
-        ("set --concurrent two", "concurrent: 'two' is not a number of calls in flight", "whole number"),
-        ("set --cost 0", "cost: 0 is not a number of units", "unlimited"),
         ("set --cost x", "cost: 'x' is not a number of units", "whole number"),
         ("set --cost 2 5/1m", "--cost and a LIMIT exclude each other", "only --tool and --server"),
-        ("set --cost 2 --user bob", "--cost and --user exclude each other", "only --tool and --server"),
         ("set --cost 2 --observe", "--cost and --observe or --enforce exclude each other", "only --tool and --server"),
         ("unset --cost --role a", "--cost and --role exclude each other", "only --tool and --server"),
         ("unset --cost --concurrent", "exclude each other", "only one"),
     ],
 )
-def test_a_wrong_value_and_options_that_do_not_fit_are_refused_in_one_line_and_a_hint(
+def test_wrong_values_and_options_that_do_not_fit_are_refused_with_a_hint(
     tmp_path: Path, argv: str, error: str, hint: str
 ) -> None:
-    first, second = refusal(tmp_path, "policy", *shlex.split(argv)).splitlines()
+    first, second = complaint(tmp_path, "policy", *shlex.split(argv)).splitlines()
     assert error in first
     assert "command line" not in first
     assert second.startswith("hint: ")

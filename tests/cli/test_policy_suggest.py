@@ -16,7 +16,7 @@ from mcpguard.session.audit import Row
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options
 from mcpguard.text.printing import compact
-from tests.cli.command import mcpguard, on_terminal, output, refusal, sqlite
+from tests.cli.command import complaint, mcpguard, on_terminal, output, sqlite
 from tests.end_to_end.host import rule
 from tests.redis_servers import running
 
@@ -25,15 +25,8 @@ MINUTE_US, HOUR_US, DAY_US = 60_000_000, 3_600_000_000, 86_400_000_000
 
 def rows(times: int, every_us: int, *, days_ago: float = 3, decision: str = "allowed", **names: str) -> list[Row]:
     begin_us = time.time_ns() // 1000 - round(days_ago * DAY_US)
-    context = {
-        "session": f"{len(names):x}" * 16,
-        "namespace": "default",
-        "server": "crm",
-        "user": "alice",
-        "agent": "Cursor::subagent::Explore",
-        "tool": "search",
-        **names,
-    }
+    context = {"session": f"{len(names):x}" * 16, "namespace": "default", "server": "crm"}
+    context |= {"user": "alice", "agent": "Cursor::subagent::Explore", "tool": "search"} | names
     return [Row(begin_us + at * every_us, at + 1, decision, compact(context)) for at in range(times)]
 
 
@@ -189,7 +182,7 @@ def test_a_limit_that_comes_from_a_single_burst_is_warned_of(tmp_path: Path, loc
 def test_without_calls_it_suggests_nothing_and_says_so(tmp_path: Path, local: str, filled: bool) -> None:
     if filled:
         fill(local, rows(3, MINUTE_US, decision="denied"))
-    said = refusal(tmp_path, "policy", "suggest", status=1)
+    said = complaint(tmp_path, "policy", "suggest", status=1)
     assert said.startswith("mcpguard: too little history: no calls in the last 7d\nhint: ")
     done = mcpguard(tmp_path, "policy", "suggest", "--json")
     assert (done.returncode, json.loads(done.stdout)["calls"], json.loads(done.stdout)["diff"]) == (1, 0, "")
@@ -197,8 +190,8 @@ def test_without_calls_it_suggests_nothing_and_says_so(tmp_path: Path, local: st
 
 
 def test_wrong_options_are_reported(tmp_path: Path) -> None:
-    assert "--since: 'soon' is not a span of time\n" in refusal(tmp_path, "policy", "suggest", "--since", "soon")
-    named = refusal(tmp_path, "policy", "suggest", "--policy", "nowhere.toml", status=78)
+    assert "--since: 'soon' is not a span of time\n" in complaint(tmp_path, "policy", "suggest", "--since", "soon")
+    named = complaint(tmp_path, "policy", "suggest", "--policy", "nowhere.toml", status=78)
     assert "nowhere.toml: no such file\n" in named
 
 

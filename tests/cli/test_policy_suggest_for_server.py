@@ -9,11 +9,11 @@ import pytest
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import STARTER, parse
-from mcpguard.policy.suggest_by_tools import CHANGES, DELETES, DESTROYS, LOOKS, READS, SENDS, Kind
+from mcpguard.policy.suggest_by_tools import DELETES, LOOKS
 from tests.cli.account import Account, listing
-from tests.cli.command import mcpguard, output, refusal
+from tests.cli.command import complaint, mcpguard, output
 from tests.end_to_end.host import PYTHON, rule, script
-from tests.ready_policies import POLICIES, RECORDED, recorded
+from tests.ready_policies import POLICIES, RECORDED, recorded_names
 
 Tool = dict[str, Any]
 
@@ -26,40 +26,19 @@ def serving(folder: Path, *tools: Tool | str) -> list[str]:
     return script("recorded", file)
 
 
-def possible(hints: dict[str, bool]) -> tuple[Kind, ...]:
-    """The kinds that the annotations of a tool allow, with the defaults of the protocol, if it has any of the first two."""
-    if not hints.keys() & {"readOnlyHint", "destructiveHint"}:
-        return (LOOKS, CHANGES, DESTROYS, SENDS, DELETES)
-    is_outside = hints.get("openWorldHint", True)
-    if hints.get("readOnlyHint"):
-        return (LOOKS if is_outside else READS,)
-    if hints.get("destructiveHint", True):
-        return (DESTROYS, DELETES)
-    return (SENDS if is_outside and not hints.get("idempotentHint") else CHANGES,)
-
-
 @pytest.mark.parametrize("name", POLICIES)
-def test_each_tool_of_a_real_server_gets_the_limit_that_its_annotations_ask_for(tmp_path: Path, name: str) -> None:
-    done = mcpguard(
-        tmp_path, "policy", "suggest", "--toml", "--server", name, "--", *script("recorded", RECORDED / f"{name}.json")
-    )
-    tools = recorded(name)["tools"]
-    assert (done.returncode, done.stderr.splitlines()[0]) == (
-        0,
-        f"{name}: recorded 1, {len(tools)} tool{'s' if len(tools) > 1 else ''}; annotations are hints that nobody has checked",
-    )
+def test_each_tool_of_a_real_server_gets_one_limit_and_each_rule_has_an_effect(tmp_path: Path, name: str) -> None:
+    command = script("recorded", RECORDED / f"{name}.json")
+    done = mcpguard(tmp_path, "policy", "suggest", "--toml", "--server", name, "--", *command)
+    tools = recorded_names(name)
+    number = f"{len(tools)} tool{'s' if len(tools) > 1 else ''}"
+    assert done.stderr.startswith(f"{name}: recorded 1, {number}; annotations are hints that nobody has checked\n")
     assert done.stdout.startswith(STARTER)
     policy = parse(done.stdout)
     assert [*warnings(policy), *still_capped(policy).warnings] == []
-    used: set[int] = set()
-    for tool in tools:
-        applying = policy.applying(Call("alice", "a::b::c", name, tool["name"]))
-        limits = {part.limit_text for part, _ in applying}
-        assert len(limits) == 1
-        assert limits <= {" ".join(kind.limits) for kind in possible(tool.get("annotations", {}))}
-        used.update(at for _, at in applying)
-    starter = len(parse(STARTER).rules)
-    assert used == {*range(starter, len(policy.rules))}, "each rule has an effect"
+    applying = [policy.applying(Call("alice", "a::b::c", name, tool)) for tool in tools]
+    assert [len({part.limit_text for part, _ in one}) for one in applying] == [1] * len(tools)
+    assert {at for one in applying for _, at in one} == {*range(len(parse(STARTER).rules), len(policy.rules))}
 
 
 READ, WRITE = {"name": "get_it", "annotations": {"readOnlyHint": True}}, {"name": "put_it", "description": "\n[[rule]]\n"}
@@ -135,16 +114,14 @@ def test_names_cannot_leave_a_comment_or_a_text_and_do_not_reach_the_terminal(tm
         (["--policy", "nowhere.toml", "--", *script("recorded", RECORDED / "time.json")], 78, "nowhere.toml: no such file"),
     ],
 )  # fmt: skip
-def test_a_server_that_lists_no_tools_is_one_line_with_a_hint(
-    tmp_path: Path, words: list[str], status: int, message: str
-) -> None:
-    first, hint = refusal(tmp_path, "policy", "suggest", *words, status=status).splitlines()
+def test_a_server_without_a_list_is_one_line_with_a_hint(tmp_path: Path, words: list[str], status: int, message: str) -> None:
+    first, hint = complaint(tmp_path, "policy", "suggest", *words, status=status).splitlines()
     assert message in first
     assert (first[:10], hint[:6], "\x1b" in first) == ("mcpguard: ", "hint: ", False)
 
 
 def test_a_server_without_tools_is_told(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "policy", "suggest", "--server", "crm", "--", *serving(tmp_path), status=1)
+    said = complaint(tmp_path, "policy", "suggest", "--server", "crm", "--", *serving(tmp_path), status=1)
     assert said.startswith("mcpguard: crm has no tools\n")
 
 

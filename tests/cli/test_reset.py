@@ -66,14 +66,11 @@ def test_json_output_has_a_line_for_each_counter_and_nothing_else(home: Path) ->
     ("selectors", "reset"),
     [
         (["--user", "alice@acme.com"], 2),
-        (["--user", "*"], 3),
         (["--tool", "e*"], 2),
         (["--tool", "echo", "--user", "*"], 1),
         (["--server", "files"], 1),
         (["--agent", "*::interactive::*"], 1),
-        (["--agent", "*interactive*"], 1),
         (["--user", "bob", "--agent", "*"], 0),
-        (["--user", "nobody"], 0),
     ],
 )
 def test_selectors_match_what_counters_count(home: Path, selectors: list[str], reset: int) -> None:

@@ -60,9 +60,7 @@ def test_a_pipe_without_a_reader_is_known() -> None:
 
 
 @pytest.mark.posix
-def test_a_reader_that_leaves_is_seen_though_poll_reports_nothing_if_it_is_asked_for_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_reader_that_leaves_is_seen_where_poll_tells_only_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     poll = select.poll
 
     class Darwin:

@@ -17,7 +17,7 @@ from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.reading.usage import Limits, Usage, View
 from mcpguard.stores.api import CounterUse
-from tests.cli.command import BOB, Terminal, calls, command, compare, mcpguard, objects, on_terminal, output, refusal
+from tests.cli.command import BOB, Terminal, calls, command, compare, complaint, mcpguard, objects, on_terminal, output
 from tests.end_to_end.host import environment, policy, rule
 
 RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
@@ -255,7 +255,7 @@ def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None
 
 def test_watch_shows_a_screen_on_a_terminal_only_and_no_json(home: Path) -> None:
     hint = "hint: use mcpguard usage --json for programs"
-    assert refusal(home, "usage", "--watch").splitlines()[-1] == hint
+    assert complaint(home, "usage", "--watch").splitlines()[-1] == hint
     status, shown = on_terminal(home, "usage", "--watch", "--json")
     assert (status, shown.splitlines()[-1]) == (2, hint)
 

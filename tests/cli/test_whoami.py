@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from tests.cli.command import mcpguard, on_terminal, refusal
+from tests.cli.command import complaint, mcpguard, on_terminal
 from tests.provider import AUDIENCE, ISSUER, KeyServer, settings, token, write_token
 
 
@@ -130,6 +130,6 @@ def test_the_table_fits_eighty_columns_and_has_no_control_characters(tmp_path: P
 
 def test_invalid_settings_are_reported_in_one_line_and_a_hint(tmp_path: Path) -> None:
     settings(tmp_path, "http://idp.acme.com/keys")
-    message, hint = refusal(tmp_path, "whoami", status=78).splitlines()
+    message, hint = complaint(tmp_path, "whoami", status=78).splitlines()
     assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
     assert hint.startswith("hint: write jwks = ")

@@ -78,9 +78,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_it_keeps_its_folder_if_asked_to(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_may_keep_its_folder(temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(story, "LOOP_CALLS", 30)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert story.run_demo(keep=True) == 0
@@ -115,9 +113,7 @@ def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: 
 
 @pytest.mark.posix
 @pytest.mark.parametrize(("trap", "status"), [("true", -signal.SIGINT), ("trap '' INT", 7)])
-def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
-    tmp_path: Path, trap: str, status: int
-) -> None:
+def test_ctrl_c_during_imports_ends_it_quietly_unless_its_parent_had_it_ignored(tmp_path: Path, trap: str, status: int) -> None:
     # An import may make another error of a `KeyboardInterrupt`
     interrupted = (
         "try:\n    signal.raise_signal(signal.SIGINT)\n    os._exit(7)\n"
