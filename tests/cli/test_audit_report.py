@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import complaint, output
+from tests.cli.command import output
 from tests.report.week import POLICY, UNTIL_US, fill, week
 
 
@@ -83,16 +83,3 @@ def test_a_file_that_exists_is_replaced_whole_and_keeps_its_mode(home: Path, tmp
 @pytest.mark.parametrize("period", [("--since", "999999d"), ("--until", "9999-12-31T23:59:59-09:00")])
 def test_a_period_may_begin_before_the_first_year_and_end_after_the_last(home: Path, period: tuple[str, str]) -> None:
     report(home, *period)
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (("-o", "/nowhere/r.html"), f"-o: there is no folder {Path('/nowhere')}"),
-        (("--since", "1h", "--until", "2h"), "no time is since 1h and until 2h"),
-        (("--since", "9999-01-01"), "--since names a time that has not come yet"),
-        (("--axis", "nothing"), "--axis: 'nothing' matches no known value"),
-    ],
-)
-def test_a_wrong_command_line_is_refused(home: Path, argv: tuple[str, ...], message: str) -> None:
-    assert complaint(home, "audit", "report", *argv).startswith(f"mcpguard: {message}\nhint: ")

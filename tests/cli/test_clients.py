@@ -97,16 +97,11 @@ def completed(account: Account, monkeypatch: pytest.MonkeyPatch, *words: str) ->
     return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
 
 
-def test_the_shell_completes_clients_that_are_found(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    account.cursor()
-    account.codex()
-    assert completed(account, monkeypatch, "install", "") == ["codex", "cursor"]
-    assert completed(account, monkeypatch, "uninstall", "cu") == ["cursor"]
-
-
-def test_the_shell_completes_servers_in_the_files(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shell_completes_clients_and_servers_that_are_found(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     account.cursor()
     account.codex('[mcp_servers.crm]\ncommand = "a"\n[mcp_servers."my files"]\ncommand = "b"\n')
+    assert completed(account, monkeypatch, "install", "") == ["codex", "cursor"]
+    assert completed(account, monkeypatch, "uninstall", "cu") == ["cursor"]
     account.write("home/.gemini/settings.json", "{ damaged")
     assert completed(account, monkeypatch, "install", "--server", "") == ["bare", "crm", "my files", "off", "web"]
     assert completed(account, monkeypatch, "install", "--project", str(account.project), "--server", "") == []

@@ -68,6 +68,24 @@ def test_every_wrong_command_line_is_reported_in_one_form(tmp_path: Path, argv: 
     assert complaint(tmp_path, *argv.split()) == f"mcpguard: {message}\nhint: {hint}\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("audit report -o /nowhere/r.html", f"-o: there is no folder {Path('/nowhere')}"),
+        ("audit report --since 1h --until 2h", "no time is since 1h and until 2h"),
+        ("audit report --since 9999-01-01", "--since names a time that has not come yet"),
+        ("audit report --axis nothing", "--axis: 'nothing' matches no known value"),
+        ("audit export --otlp localhost:4318", "--otlp: this is not an http or https URL"),
+        ("audit export --otlp http://x -o f", "--otlp excludes -o and --format"),
+        ("audit export --otlp http://x --format jsonl", "--otlp excludes -o and --format"),
+        ("audit export --otlp-user", "--otlp-user needs --otlp"),
+        ("policy suggest --since soon", "--since: 'soon' is not a span of time"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_with_a_hint(home: Path, argv: str, message: str) -> None:
+    assert complaint(home, *argv.split()).startswith(f"mcpguard: {message}\nhint: ")
+
+
 def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path) -> None:
     _, hint = complaint(tmp_path, "policy", "zzz").splitlines()
     assert hint.startswith("hint: use one of: ")

@@ -13,7 +13,7 @@ from tests.cli.account import PROGRAM, listing
 from tests.cli.command import calls, mcpguard, on_terminal
 from tests.end_to_end.host import policy, rule
 
-ESCAPE, ODD = "\x1b[2J", "\x9b31m\r\u2028\u202e\x07"
+ESCAPE, ODD = "\x1b[2J\x07", "\x9b31m\r\u2028\u202e"
 USER, TOOL = f"{ESCAPE}{'客户服务部门的爱丽丝' * 2}", f"{ESCAPE}{'查询所有客户的订单' * 3}"
 AGENT, SERVER = f"智能助理{ESCAPE}::subagent::👩{'探索者' * 3}", f"{ESCAPE}数据库服务器"
 

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,18 +64,16 @@ def test_a_pipe_without_a_reader_is_known() -> None:
 def test_a_reader_that_leaves_is_seen_where_poll_tells_only_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     poll = select.poll
 
-    class Darwin:
-        def __init__(self) -> None:
-            self._poll = poll()
+    def darwins() -> SimpleNamespace:
+        found = poll()
 
-        def register(self, fd: int, events: int) -> None:
+        def register(fd: int, events: int) -> None:
             if events:
-                self._poll.register(fd, events)
+                found.register(fd, events)
 
-        def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
-            return self._poll.poll(timeout_ms)
+        return SimpleNamespace(poll=found.poll, register=register)
 
-    monkeypatch.setattr(select, "poll", Darwin)
+    monkeypatch.setattr(select, "poll", darwins)
     reader, writer = os.pipe()
     with open(writer, "w") as stdout:  # noqa: PTH123 - a descriptor
         monkeypatch.setattr(sys, "stdout", stdout)

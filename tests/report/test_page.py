@@ -5,6 +5,7 @@ import pytest
 
 from mcpguard.policy.parse import parse
 from mcpguard.report import gather, page
+from mcpguard.report.charts import Series, lines, stacked
 from tests.report.test_gather import of, stored
 from tests.report.week import HOUR_US, POLICY, SINCE_US, UNTIL_US, week
 
@@ -153,3 +154,31 @@ def test_a_report_with_filters_does_not_call_a_limit_unused() -> None:
 
 def test_a_page_is_made_even_if_the_policy_is_not_valid() -> None:
     assert "The policy is not valid" in page_of(of(stored(0, "allowed")), None)
+
+
+# Charts
+
+LABELS = ["a", "", "c"]
+
+
+def bars(svg: str, colour: str) -> list[tuple[float, float]]:
+    """The y and the height of each bar of a colour."""
+    found = re.findall(rf'<rect [^>]*y="([\d.]+)"[^>]*height="([\d.]+)"[^>]*--{colour}\)', svg)
+    return [(float(y), float(height)) for y, height in found]
+
+
+def test_bars_have_the_heights_of_their_values_and_stand_on_each_other() -> None:
+    svg = stacked(LABELS, [Series("x", "green", [10, None, 20]), Series("y", "red", [10, None, None])])
+    (low, high), (red,) = bars(svg, "green"), bars(svg, "red")
+    assert high[1] == 2 * low[1] == 2 * red[1]
+    assert red[0] + red[1] == low[0]
+    assert re.findall(r">([^<>]+)</text>", svg) == ["0", "5", "10", "15", "20", "a", "c"]
+
+
+def test_a_line_ends_where_there_is_no_value_and_a_lonely_point_is_seen() -> None:
+    svg = lines(["", "", "", ""], [Series("x", "blue", [1, 10, None, 100])])
+    (path,) = re.findall(r'<path d="(M[^"]*)" style="fill:none', svg)
+    assert re.sub(r"[\d. ]+", "", path) == "MhLhMh"
+    y = [float(one) for one in re.findall(r"[ML][\d.]+ ([\d.]+)h", path)]
+    assert y[0] - y[1] == y[1] - y[2] > 0, "the scale is logarithmic"
+    assert re.findall(r">([^<>]+)</text>", svg) == ["1", "10", "100"]
