@@ -58,11 +58,8 @@ def test_a_denial_is_shown_with_its_rule_its_counter_then_and_now_and_the_comman
     assert told == f"rule 1 of {home / 'policy.toml'}, line 1: Each user may call echo once an hour."
     assert rest[at + 1] == "      then: 1 used, 0 left, retry in 3,600 s, count 2 with denials"
     assert rest[at + 2].startswith("      now:  1 used, 0 left, retry in 3,")
-    assert rest[at + 3 :] == [
-        "",
-        "To change the rule, edit the limit in:",
-        "    mcpguard policy set --user '*' --tool echo 1/1h",
-    ]
+    how = ["", "To change the rule, edit the limit in:", "    mcpguard policy set --user '*' --tool echo 1/1h"]
+    assert rest[at + 3 :] == how
 
 
 def test_a_denial_that_shares_a_row_names_the_row_and_the_first_one_stands_in_for_a_row_that_is_gone(home: Path) -> None:
@@ -307,10 +304,8 @@ def test_a_rule_that_closes_a_tool_is_told_apart_from_a_limit_on_cost_with_the_s
     places = {found.limits[at].reported.limit_text: one.at for one in found.rules for at in one.limits}
     assert places == {"deny": closed, "5-units/1h": cost}
     assert len(found.counters) == 1
-    assert sorted(found.commands) == [
-        "mcpguard policy set --tool sum --count cost 5/1h",
-        "mcpguard policy set --tool sum deny",
-    ]
+    of_both = {"mcpguard policy set --tool sum --count cost 5/1h", "mcpguard policy set --tool sum deny"}
+    assert set(found.commands) == of_both
 
 
 def flooded(kinds: Kinds, *tools: str) -> dict[str, Any]:

@@ -95,15 +95,12 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
     assert json.loads(codex.read_bytes()) == {"hooks": {"PreToolUse": [entry(f"{HOOK} hook codex --enforce {STORE}")]}}
     hook = {"type": "command", SHELL: f"{HOOK} hook copilot --enforce {STORE}", "timeoutSec": 5}
     note = hook | {SHELL: f"{HOOK} hook copilot {STORE}"}
-    assert json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes()) == {
-        "version": 1,
-        "hooks": {"preMcpToolCall": [note], "preToolUse": [hook], "postToolUseFailure": [hook]},
-    }
+    copilot = json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes())
+    assert copilot == {"version": 1, "hooks": {"preMcpToolCall": [note], "preToolUse": [hook], "postToolUseFailure": [hook]}}
     hook = {"command": f"{HOOK} hook cursor --enforce {STORE}", "timeout": 5}
-    assert json.loads((account.home / ".cursor/hooks.json").read_bytes()) == {
-        "version": 1,
-        "hooks": {"beforeMCPExecution": [hook], "preToolUse": [{"matcher": "^(?!MCP:)"} | hook]},
-    }
+    cursor = json.loads((account.home / ".cursor/hooks.json").read_bytes())
+    assert cursor["version"] == 1
+    assert cursor["hooks"] == {"beforeMCPExecution": [hook], "preToolUse": [{"matcher": "^(?!MCP:)"} | hook]}
     text = gemini.read_text().replace("// mine", "").replace(",\n}", "}")
     both = [entry(f"{HOOK} hook gemini --enforce {STORE}", timeout=5000)]
     assert json.loads(text)["hooks"] == {"BeforeTool": both, "AfterTool": both}

@@ -193,8 +193,5 @@ def test_a_project_below_a_folder_that_is_gone_is_a_usage_error(account: Account
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    done = account.run("install", "--project", ".", "--yes")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n",
-    )
+    said = "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n"
+    assert account.install("--project", ".", status=2).stderr == said

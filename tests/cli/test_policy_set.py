@@ -45,11 +45,7 @@ def test_the_commands_that_drop_a_tighter_rule_name_the_file(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "argv",
-    [
-        "--agent '*::interactive::*' 50/1h",
-        "--agent '*::api::*' --tool x --count errors 5/1h",
-        "--agent a::b::c --concurrent 2",
-    ],
+    ["--agent '*::interactive::*' 50/1h", "--agent '*::api::*' --tool x --count errors 5/1h", "--agent a::b::c --concurrent 2"],
 )
 def test_a_limit_for_the_agents_of_all_users_is_warned_of_with_the_command_for_each_user(tmp_path: Path, argv: str) -> None:
     done = mcpguard(tmp_path, "policy", "set", *shlex.split(argv))
@@ -142,12 +138,7 @@ OF_REPORT = "of rule 1 for user=* tool=report (it was"
     ("part", "line", "said", "missing"),
     [
         ("--concurrent", "concurrent = 2\n", f"cap {OF_REPORT} 2-in-flight)\nEach user may call report 5 ", "rule with a cap"),
-        (
-            "--count calls",
-            'limit = "5/1m"\n',
-            f"limit {OF_REPORT} 5/1m)\nEach user may have ",
-            "limit that counts calls",
-        ),
+        ("--count calls", 'limit = "5/1m"\n', f"limit {OF_REPORT} 5/1m)\nEach user may have ", "limit that counts calls"),
     ],
     ids=["cap", "limit"],
 )
