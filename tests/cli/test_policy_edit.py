@@ -48,14 +48,15 @@ def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path, draft
     assert [one for one in tmp_path.iterdir() if one.suffix != ".lock"] == [file]  # on Windows the lock is a file
 
 
-def test_a_disk_without_room_for_a_draft_is_one_line_and_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("argv", ["policy edit", "demo --keep"])
+def test_a_disk_without_room_is_one_line_and_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: str) -> None:
     def refuse(**_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     hint = "hint: set TMPDIR to a folder that you may write to, on a disk that is not full\n"
     said = f"mcpguard: no temporary folder can be made: No space left on device\n{hint}"
-    assert complaint(tmp_path, "policy", "edit", status=1) == said
+    assert complaint(tmp_path, *argv.split(), status=1) == said
 
 
 def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path, drafts: Path) -> None:
