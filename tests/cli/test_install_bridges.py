@@ -15,6 +15,7 @@ from tests.clients.test_files import GOOSE, ZED
 
 URL = "https://mcp.acme.com/mcp"
 FAR = ("npx", "-y", "mcp-remote", URL)
+CLINE = "home/.cline/data/settings/cline_mcp_settings.json"
 
 
 def one_entry(file: Path) -> list[dict[str, Any]]:
@@ -54,11 +55,7 @@ def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge
         ),
         (f"{APPS}/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
         ("home/.config/opencode/opencode.json", '{"mcp": {"a": {"type": "remote", "url": "URL"}}}', {"type": "local"}),
-        (
-            "home/.cline/data/settings/cline_mcp_settings.json",
-            '{"mcpServers": {"a": {"transport": {"type": "streamableHttp", "url": "URL"}, "autoApprove": []}}}',
-            {"autoApprove": []},
-        ),
+        (CLINE, '{"mcpServers": {"a": {"transport": {"type": "streamableHttp", "url": "URL"}, "timeout": 9}}}', {"timeout": 9}),
         ("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"a": {"serverUrl": "URL"}}}', {}),
         ("home/.codex/config.toml", '[mcp_servers.a] # mine\nurl = "URL" # here\nstartup_timeout_sec = 20\n\n[x]\ny = 1\n', {}),
         ("home/.codex/config.toml", 'mcp_servers = { a = { url = "URL", bearer_token_env_var = "T" } }', {"env_vars": ["T"]}),
