@@ -80,9 +80,7 @@ def test_a_denial_is_told_after_a_warning_and_no_warning_after_a_denial(day: Day
         ("user", {"counts": "cost"}, True),
     ],
 )
-def test_events_of_one_rule_limit_and_caller_share_a_message(
-    day: Day, axis: str, changed: dict[str, Any], is_told: bool
-) -> None:
+def test_events_of_a_rule_limit_and_caller_share_a_message(day: Day, axis: str, changed: dict[str, Any], is_told: bool) -> None:
     first = DENIED | {"axis": axis}
     day.told(first)
     assert (day.told(first | changed) is not None) == is_told
@@ -95,21 +93,34 @@ def test_an_outage_is_told_once_and_its_end_too_whoever_notices(day: Day) -> Non
     assert day.told(BACK | {"store": "redis://c"}) is None, "nobody was told of that outage"
 
 
-def test_denials_without_a_verified_user_share_a_message_and_other_rows_are_no_events(day: Day) -> None:
-    nobody = {"decision": "unauthenticated", "axis": "user", "reason": "expired", "tool": "search"}
-    assert [day.told(nobody), day.told(nobody | {"tool": "x"})] == [0, None]
-    closed = nobody | {"decision": "unavailable", "reason": "policy_invalid", "axis": "tool"}
-    assert [day.told(closed), day.told(closed | {"tool": "x"}), day.told(nobody)] == [0, None, None]
-    assert [Event(closed | {"reason": one}, 0).kind for one in ("too_many_counters", "store_unavailable", "")] == [
-        "denied",
-        "",
-        "",
-    ]
-    dropped = DENIED | {"reason": "cancelled while it waited", "waited_ms": 3}
-    for record in (dropped, *({"decision": one} for one in ("allowed", "invalid", "policy", "would_deny", "continued", ""))):
-        assert Event(record, 0).kind == ""
-    kinds = [Event(one, 0).kind for one in (nobody, DENIED, DENIED | {"decision": "denied"}, WARNED, GONE, BACK)]
-    assert kinds == ["denied", "denied", "denied", "warn", "unavailable", "unavailable"]
+NOBODY = {"decision": "unauthenticated", "axis": "user", "reason": "expired", "tool": "search"}
+CLOSED = NOBODY | {"decision": "unavailable", "reason": "policy_invalid", "axis": "tool"}
+
+
+def test_denials_without_a_verified_user_share_a_message(day: Day) -> None:
+    assert [day.told(NOBODY), day.told(NOBODY | {"tool": "x"})] == [0, None]
+    assert [day.told(CLOSED), day.told(CLOSED | {"tool": "x"}), day.told(NOBODY)] == [0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "records"),
+    [
+        ("denied", [NOBODY, DENIED, DENIED | {"decision": "denied"}, CLOSED, CLOSED | {"reason": "too_many_counters"}]),
+        ("warn", [WARNED]),
+        ("unavailable", [GONE, BACK]),
+        (
+            "",
+            [
+                CLOSED | {"reason": "store_unavailable"},
+                CLOSED | {"reason": ""},
+                DENIED | {"reason": "cancelled while it waited"},
+            ],
+        ),
+        ("", [{"decision": one} for one in ("allowed", "invalid", "policy", "would_deny", "continued", "")]),
+    ],
+)
+def test_rows_are_events_of_a_kind_or_none(kind: str, records: list[dict[str, Any]]) -> None:
+    assert {Event(record, 0).kind for record in records} == {kind}
 
 
 def test_accounts_of_other_ways_have_messages_of_their_own(tmp_path: Path) -> None:
@@ -140,14 +151,8 @@ def test_the_file_stays_small_and_forgets_what_is_quiet_first(day: Day) -> None:
 
 def test_a_message_tells_the_event_in_words_and_members_and_nothing_private() -> None:
     private = {"arguments": {"a": 1}, "args_hash": "ab", "email": "a@b", "roles": ["r"], "act": [], "time_us": 0, "seq": 0}
-    found = Event(DENIED | private | {"tool": "a\x1bb"}, WALL_US).message(2990)
-    limit = "limit=100/1h count=150 retry_after=847s"
-    assert found == DENIED | {
-        "tool": "a\x1bb",
-        "event": "denied",
-        "text": 'rate_limited axis=user server=crm user=alice agent="Claude Code::subagent::Explore" tool="a\\x1bb" '
-        + f"{limit} (and 2,990 more)",
-        "time": "2026-01-01T00:00:00.000000Z",
-        "more": 2990,
-    }
+    names = 'axis=user server=crm user=alice agent="Claude Code::subagent::Explore" tool="a\\x1bb"'
+    text = f"rate_limited {names} limit=100/1h count=150 retry_after=847s (and 2,990 more)"
+    told = {"tool": "a\x1bb", "event": "denied", "text": text, "time": "2026-01-01T00:00:00.000000Z", "more": 2990}
+    assert Event(DENIED | private | {"tool": "a\x1bb"}, WALL_US).message(2990) == DENIED | told
     assert Event(GONE, WALL_US).message(0)["text"] == "store unavailable: it is gone"

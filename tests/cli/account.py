@@ -57,6 +57,15 @@ HOOK = Path(PROGRAM).as_posix()
 """What `install --hook` writes as the command. A POSIX shell may run it on Windows, too."""
 
 
+def listing(**servers: object) -> str:
+    """The text of a file of Cursor's form."""
+    return json.dumps({"mcpServers": servers})
+
+
+ONE = listing(a={"command": "a", "args": []})
+"""The text of a file with one server."""
+
+
 class Account:
     """An account whose home folder is `folder`.
 
@@ -78,6 +87,33 @@ class Account:
     def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command without a terminal, in this process."""
         return command.mcpguard(self.state, *argv, **self.environ(**env))
+
+    def install(self, *argv: str, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run `mcpguard install --yes`, which ends with this status."""
+        done = self.run("install", *argv, "--yes", **env)
+        assert done.returncode == status, done.stderr
+        return done
+
+    def uninstall(self, *argv: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run `mcpguard uninstall --yes`, which ends with this status."""
+        done = self.run("uninstall", *argv, "--yes")
+        assert done.returncode == status, done.stderr
+        return done
+
+    def refusal(self, *argv: str, status: int = 1, **env: str) -> str:
+        """What `mcpguard install --yes` says if it fails and changes no file."""
+        before = self.files()
+        done = self.install(*argv, status=status, **env)
+        assert self.files() == before
+        return done.stderr
+
+    def undo(self, before: dict[str, bytes]) -> subprocess.CompletedProcess[str]:
+        """Uninstall, which gives back every byte of the files, and keeps no note."""
+        done = self.uninstall()
+        assert self.files() == before
+        notes = self.state / "installed.json"
+        assert not notes.exists() or json.loads(notes.read_bytes()) == []
+        return done
 
     def in_process(self, *argv: str, under: Sequence[str] = (), **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command without a terminal, in a process of its own."""

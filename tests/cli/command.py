@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import select
@@ -64,6 +65,30 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
         main()
     said = [stream.detach().getvalue().decode() for stream in (out, err)]
     return subprocess.CompletedProcess(argv, int(end.value.code or 0), *said)
+
+
+def output(home: Path, *argv: str, **env: str) -> str:
+    """The stdout of a command that ends well and has nothing to say on stderr."""
+    done = mcpguard(home, *argv, **env)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def objects(home: Path, *argv: str, **env: str) -> list[dict[str, Any]]:
+    """The objects that such a command prints, one a line."""
+    return [json.loads(line) for line in output(home, *argv, **env).splitlines()]
+
+
+def complaint(home: Path, *argv: str, status: int = 2, **env: str) -> str:
+    """The stderr of a command that ends with this status and prints nothing else."""
+    done = mcpguard(home, *argv, **env)
+    assert (done.returncode, done.stdout) == (status, ""), done
+    return done.stderr
+
+
+def unfolded(text: str) -> str:
+    """A text with one space in place of all space between two words."""
+    return " ".join(text.split())
 
 
 def _environment(home: Path, env: Mapping[str, str]) -> dict[str, str]:

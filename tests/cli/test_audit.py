@@ -5,26 +5,25 @@ import shlex
 import signal
 import sqlite3
 import subprocess
-import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 
-import click
 import pytest
 
-from mcpguard.cli.audit.tail import Table
-from mcpguard.session.audit import MEMBERS, Outcome, line, with_outcome
-from tests.build import WALL_US, Talk
+from mcpguard.session.audit import MEMBERS
 from tests.cli.command import (
     ALICE,
     BOB,
     BOUND,
     OBEDIENT,
     calls,
+    complaint,
     line_of,
     mcpguard,
+    objects,
     on_terminal,
+    output,
     permissions_bind,
     process,
     running,
@@ -32,10 +31,12 @@ from tests.cli.command import (
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, policy, rule
 
 
-def tools(done: subprocess.CompletedProcess[str]) -> list[str]:
+def tools(home: Path, *argv: str) -> list[str]:
+    """The tools of the rows that are shown."""
+    done = mcpguard(home, "audit", "tail", "--json", *argv)
     assert done.returncode == 0
     assert done.stdout or done.stderr.startswith("mcpguard: no rows match\n")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = map(json.loads, done.stdout.splitlines())
     return [record["tool"] for record in records if record["decision"] != "policy"]
 
 
@@ -43,66 +44,51 @@ def followed(home: Path, *argv: str) -> AbstractContextManager[subprocess.Popen[
     return running(home, "audit", "tail", "-f", *argv)
 
 
-def tool_of(following: subprocess.Popen[bytes]) -> object:
-    """The tool of the next row."""
-    return json.loads(line_of(following))["tool"]
-
-
-def first_time(process: subprocess.Popen[bytes], *known: str) -> dict[str, object]:
-    """The next row of a tool that is not known. A row is printed again when its outcome is known."""
-    while (record := json.loads(line_of(process)))["tool"] in known:
+def tool_of(following: subprocess.Popen[bytes], *known: str) -> object:
+    """The tool of the next row of one that is not known. A row is printed again when its outcome is known."""
+    while (tool := json.loads(line_of(following))["tool"]) in known:
         pass
-    assert isinstance(record, dict)
-    return record
+    return tool
 
 
-@pytest.mark.parametrize(
-    "argv", [("tail", "--json"), ("tail",), ("export",), ("export", "--format", "csv"), ("report", "-o", "-"), ("stats",)]
-)
-def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, argv: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("argv", ["tail --json", "tail", "export", "export --format csv", "stats --by decision"])
+def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, argv: str) -> None:
     with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db, db:
         (damaged,) = db.execute("SELECT id FROM audit WHERE decision = 'rate_limited'").fetchone()
         db.execute("UPDATE audit SET detail = '{', reported = NULL WHERE id = ?", (damaged,))
-    done = mcpguard(home, "audit", *argv)
-    assert done.returncode == 0
+    done = mcpguard(home, "audit", *argv.split())
+    assert (done.returncode, "rate_limited" in done.stdout, "would_deny" in done.stdout) == (0, False, True)
     assert done.stderr.splitlines()[0] == f"mcpguard: row {damaged} of {home / 'mcpguard.db'} is damaged, and left out"
-    assert "rate_limited" not in done.stdout or argv[0] in {"report", "stats"}
-    assert "closed" in done.stdout or argv[0] == "report"
 
 
 def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
-    done = mcpguard(home, "audit", "tail")
-    assert (done.returncode, done.stderr) == (0, "")
-    time = r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
-    alice = r'user=alice@acme\.com agent="Claude Code::interactive::default"'
-    first, second, third, fourth = done.stdout.splitlines()
-    row = r"id=[0-9a-f]{16}-\d"
-    assert re.fullmatch(rf"{time} allowed axis=user server=crm {alice} tool=echo limit=1/1h count=1 outcome=ok {row}", first)
-    assert re.fullmatch(
-        rf"{time} rate_limited axis=user server=crm {alice} tool=echo limit=1/1h count=2 retry_after=\d+s {row}", second
+    alice = r'server=crm user=alice@acme\.com agent="Claude Code::interactive::default" tool=echo limit=1/1h'
+    rows = (
+        rf"allowed axis=user {alice} count=1 outcome=ok",
+        rf"rate_limited axis=user {alice} count=2 retry_after=\d+s",
+        r'denied axis=tool server=files user=bob agent=\S+ tool=closed rule="tool=closed"',
+        r"would_deny axis=tool server=files user=bob .* outcome=\S+",
     )
-    assert re.fullmatch(rf'{time} denied axis=tool server=files user=bob agent=\S+ tool=closed rule="tool=closed" {row}', third)
-    assert re.fullmatch(rf"{time} would_deny axis=tool server=files user=bob .* outcome=\S+ {row}", fourth)
+    for row, found in zip(rows, output(home, "audit", "tail").splitlines(), strict=True):
+        assert re.fullmatch(rf"time=\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{6}}Z {row} id=[0-9a-f]{{16}}-\d", found)
 
 
 def test_rows_of_the_policy_at_the_start_are_shown_if_they_are_asked_for_and_in_json(home: Path) -> None:
     start = 'policy server=crm reason="in force at the start" id='
-    assert start not in mcpguard(home, "audit", "tail").stdout
-    assert start in mcpguard(home, "audit", "tail", "--decision", "policy").stdout
-    assert start in mcpguard(home, "audit", "tail", "--decision", "*", "-n", "100").stdout
-    assert '"in force at the start"' in mcpguard(home, "audit", "tail", "--json").stdout
+    assert start not in output(home, "audit", "tail")
+    assert start in output(home, "audit", "tail", "--decision", "policy")
+    assert start in output(home, "audit", "tail", "--decision", "*", "-n", "100")
+    assert '"in force at the start"' in output(home, "audit", "tail", "--json")
 
 
 def test_rows_that_are_not_shown_do_not_take_the_place_of_others(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 2)
-    for _ in range(3):
-        calls(tmp_path, "echo", 0)
-    assert mcpguard(tmp_path, "audit", "tail", "-n", "2").stdout.count(" tool=echo ") == 2
+    for times in (2, 0, 0):
+        calls(tmp_path, "echo", times)
+    assert output(tmp_path, "audit", "tail", "-n", "2").count(" tool=echo ") == 2
 
 
 def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None:
-    done = mcpguard(home, "audit", "tail", "--json")
-    records = [json.loads(line) for line in done.stdout.splitlines()]
+    records = objects(home, "audit", "tail", "--json")
     assert [record for record in records if record["decision"] != "policy"] == audit(home)
     assert [record for record in records if record["decision"] == "policy"] == audit(home, policies=True)
     assert all(list(record) == [member for member in MEMBERS if member in record] for record in records)
@@ -112,13 +98,10 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
     ("filters", "expected"),
     [
         (["-n", "2", "--tool", "*"], ["closed", "watched"]),
-        (["-n", "1", "--tool", "echo"], ["echo"]),
         (["--user", "alice@acme.com"], ["echo", "echo"]),
         (["--user", "b*"], ["closed", "watched"]),
         (["--user", "b"], []),
         (["--agent", "*::background::*"], ["closed", "watched"]),
-        (["--agent", "Cursor*"], ["closed", "watched"]),
-        (["--agent", "Cursor"], []),
         (["--server", "crm"], ["echo", "echo"]),
         (["--tool", "*o*d"], ["closed"]),
         (["--axis", "tool"], ["closed", "watched"]),
@@ -128,20 +111,17 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
         (["--since", "2020-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
         (["--since", "2020-01-01T00:00:00+02:00", "-n", "1"], ["watched"]),
         (["--since", "2020-01-01t00:00:00z", "-n", "1"], ["watched"]),  # RFC 3339 allows small letters
-        (["--since", "9999-01-01T00:00:00Z"], []),
         (["--until", "9999-01-01T00:00:00Z"], ["echo", "echo", "closed", "watched"]),
-        (["--until", "1h"], []),
         (["--since", "2h", "--until", "1h"], []),
         (["--denied"], ["echo", "closed"]),
         (["--denied", "--decision", "*limited"], ["echo"]),
         (["--denied", "--decision", "denied", "--decision", "would_deny"], ["closed"]),
         (["--outcome", "*"], ["echo", "watched"]),
         (["--outcome", "ok", "--outcome", "tool_*", "--server", "crm"], ["echo"]),
-        (["--outcome", "cancelled"], []),
     ],
 )
 def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]) -> None:
-    assert tools(mcpguard(home, "audit", "tail", "--json", *filters)) == expected
+    assert tools(home, *filters) == expected
 
 
 @pytest.mark.parametrize(
@@ -156,75 +136,56 @@ def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]
         (["--outcome", "okay"], "ok tool_error rpc_error cancelled no_answer unparsed"),
         (["--since", "1h", "--until", "2h"], "give --since the earlier time"),
         (["--denied", "--decision", "allowed"], "denied invalid rate_limited unauthenticated unavailable"),
-        (["-n", "-1"], ""),
     ],
 )
 def test_a_filter_that_matches_no_known_value_is_a_usage_error(home: Path, argv: list[str], hint: str) -> None:
-    done = mcpguard(home, "audit", "tail", *argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert hint in done.stderr
-    assert "Traceback" not in done.stderr
+    assert hint in complaint(home, "audit", "tail", *argv)
 
 
 def test_ten_rows_are_shown_unless_since_is_given(tmp_path: Path) -> None:
     policy(tmp_path, rule("unlimited", tool="*"))
     calls(tmp_path, "echo", 12)
-    assert len(tools(mcpguard(tmp_path, "audit", "tail", "--json"))) == 10
-    assert len(tools(mcpguard(tmp_path, "audit", "tail", "--json", "--since", "1h"))) == 12
-
-
-def test_rows_of_other_namespaces_are_not_shown(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1)
-    (tmp_path / "config.toml").write_text('[store]\nnamespace = "other"\n', "utf-8")
-    calls(tmp_path, "plain", 1)
-    assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == ["plain"]
-    (tmp_path / "config.toml").unlink()
-    assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == ["echo"]
+    assert len(tools(tmp_path)) == 10
+    assert len(tools(tmp_path, "--since", "1h")) == 12
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
 def test_on_a_terminal_and_in_a_pipe_it_says_that_no_rows_match(home: Path, form: list[str]) -> None:
     argv = ["audit", "tail", "--user", "nobody", "--tool", "none", *form]
     assert on_terminal(home, *argv) == (0, "mcpguard: no rows match\n")
-    assert on_terminal(home, "audit", "tail", "-n", "0", *form) == (0, "")
-    assert on_terminal(home, "audit", "tail", *form, MCPGUARD_NAMESPACE="other") == (0, "mcpguard: no rows\n")
-    done = mcpguard(home, *argv)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "mcpguard: no rows match\n")
+    assert mcpguard(home, *argv).stderr == "mcpguard: no rows match\n"
+    assert mcpguard(home, "audit", "tail", *form, MCPGUARD_NAMESPACE="other").stderr == "mcpguard: no rows\n"
+    assert output(home, "audit", "tail", "-n", "0", *form) == ""
+
+
+TRY = "try filters that find rows: "
 
 
 @pytest.mark.parametrize(
     ("filters", "hint"),
     [
-        (
-            ["--decision", "denied", "--user", "alice*"],
-            "try filters that find rows: --decision rate_limited, --decision allowed, --denied",
-        ),
-        (["--decision", "invalid", "--since", "1h", "--tool", "watched"], "try filters that find rows: --decision would_deny"),
-        (["--user", ""], "try filters that find rows: --user "),
-        (["--user", "alice"], "try filters that find rows: --user alice@acme.com, --user bob"),
-        (
-            ["--agent", "Claude Code"],
-            "try filters that find rows: --agent 'Claude Code::interactive::default', --agent Cursor::background::nightly",
-        ),
-        (["--denied", "--tool", "watched"], "try filters that find rows: --tool closed, --tool echo"),
-        (["--denied", "--tool", "watched", "--user", "bob", "--axis", "tool"], "try filters that find rows: --tool closed"),
+        (["--decision", "denied", "--user", "alice*"], f"{TRY}--decision rate_limited, --decision allowed, --denied"),
+        (["--decision", "invalid", "--since", "1h", "--tool", "watched"], f"{TRY}--decision would_deny"),
+        (["--user", ""], f"{TRY}--user "),
+        (["--user", "alice"], f"{TRY}--user alice@acme.com, --user bob"),
+        (["--agent", "Claude"], f"{TRY}--agent 'Claude Code::interactive::default', --agent Cursor::background::nightly"),
+        (["--denied", "--tool", "watched"], f"{TRY}--tool closed, --tool echo"),
+        (["--denied", "--tool", "watched", "--user", "bob", "--axis", "tool"], f"{TRY}--tool closed"),
         (
             ["--denied", "--outcome", "ok"],
             "leave out --denied: the rows that match without it are of calls that were forwarded",
         ),
-        (["--outcome", "cancelled"], "try filters that find rows: --outcome ok"),
+        (["--outcome", "cancelled"], f"{TRY}--outcome ok"),
         (["--since", "2999-01-01"], "use an earlier --since: the newest row that matches without it is of 20"),
         (["--until", "1h"], "use a later --until: all rows that match without it are later"),
     ],
 )
 def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: list[str], hint: str) -> None:
-    done = mcpguard(home, "audit", "tail", *filters)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith(f"mcpguard: no rows match\nhint: {hint}")
+    assert complaint(home, "audit", "tail", *filters, status=0).startswith(f"mcpguard: no rows match\nhint: {hint}")
 
 
 def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path) -> None:
-    newest = json.loads(mcpguard(home, "audit", "tail", "--tool", "echo", "-n", "1", "--json").stdout)
+    (newest,) = objects(home, "audit", "tail", "--tool", "echo", "-n", "1", "--json")
     done = mcpguard(home, "audit", "tail", "--tool", "echo", "--since", "2999-01-01")
     assert done.stderr.endswith(f"without it is of {newest['time']}\n")
 
@@ -232,44 +193,28 @@ def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path)
 def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1, "--user", "bob\x1b[2J\u202e x", "--server", "crm")
     hint = mcpguard(tmp_path, "audit", "tail", "--user", "bob").stderr.splitlines()[-1]
-    offered = shlex.split(hint.removeprefix("hint: try filters that find rows: "))
+    offered = shlex.split(hint.removeprefix(f"hint: {TRY}"))
     assert offered == ["--user", "bob*[2J* x"]
-    assert tools(mcpguard(tmp_path, "audit", "tail", "--json", *offered)) == ["echo"]
+    assert tools(tmp_path, *offered) == ["echo"]
 
 
 def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set(home: Path) -> None:
-    assert mcpguard(home, "audit", "tail", COLUMNS="78").stdout == mcpguard(home, "audit", "tail").stdout
-    done = mcpguard(home, "audit", "tail", "--table", COLUMNS="78")
-    assert done.stdout.startswith("TIME ")
-    assert "\x1b" not in done.stdout
-    assert [line for line in done.stdout.splitlines() if len(line) > 78] == []
-
-
-def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path: Path) -> None:
-    evil = "x\x1b[2J\x1b]0;owned\x07\x9b31m\r\n\u2028\u202e"
-    calls(tmp_path, evil, 1, "--user", "\x1b[31mroot", "--server", "crm\x08", "--agent", "a\x07::b\x1b::c")
-    shown = on_terminal(tmp_path, "audit", "tail", "--tool", "*", NO_COLOR="1", columns=200)[1]
-    assert "x\\x1b[2J" in shown
-    for text in (shown, mcpguard(tmp_path, "audit", "tail").stdout, mcpguard(tmp_path, "audit", "tail", "--json").stdout):
-        assert [char for char in text if char != "\n" and not char.isprintable()] == []
-    assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == [evil]
+    assert output(home, "audit", "tail", COLUMNS="78") == output(home, "audit", "tail")
+    table = output(home, "audit", "tail", "--table", COLUMNS="78")
+    assert table.startswith("TIME ")
+    assert "\x1b" not in table
+    assert max(map(len, table.splitlines())) <= 78
 
 
 @pytest.mark.parametrize(
-    ("change", "argv"),
-    [
-        ("counter SET label = '{'", "usage"),
-        ("counter SET log = x'01'", "reset --yes"),
-    ],
+    ("change", "argv"), [("UPDATE counter SET label = '{'", "usage"), ("UPDATE counter SET log = x'01'", "reset --yes")]
 )
 def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_path: Path, change: str, argv: str) -> None:
     policy(tmp_path, rule("5/1h", tool="echo"))
     calls(tmp_path, "echo", 1)
     with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
-        db.execute(f"UPDATE {change}")
-    done = mcpguard(tmp_path, *argv.split())
-    assert (done.returncode, done.stdout) == (69, "")
-    message, hint = done.stderr.splitlines()
+        db.execute(change)
+    message, hint = complaint(tmp_path, *argv.split(), status=69).splitlines()
     assert message.startswith(f"mcpguard: {tmp_path / 'mcpguard.db'} cannot be used: internal error: ")
     assert hint == "hint: report it, unless the store is damaged"
 
@@ -286,14 +231,15 @@ def test_a_store_that_another_account_keeps_to_itself_is_unavailable_and_not_the
             done = process(tmp_path, *argv, "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
             assert (done.returncode, done.stdout) == (69, "")
             assert re.match(f"mcpguard: {theirs}/mcpguard.db(-calls)? cannot be used: ", done.stderr)
-        done = process(tmp_path, "policy", "explain", "--tool", "x", "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "Next call: unknown, because the store cannot be read" in done.stdout
-        done = process(tmp_path, "doctor", "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
-        assert f"FAIL store: {theirs}/mcpguard.db" in " ".join(done.stdout.split())
-        assert "ok    identity: " in done.stdout
     finally:
         (theirs / closed).chmod(mode)
+
+
+@pytest.fixture
+def alice(tmp_path: Path) -> Iterator[Host]:
+    """A client of Alice, of whose calls the server does not answer those of `hang`."""
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
+        yield host
 
 
 def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_path: Path) -> None:
@@ -302,11 +248,11 @@ def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_
         assert b"no audit log yet" in following.stderr.readline()
         with Host(tmp_path, *OBEDIENT, options=ALICE) as alice, Host(tmp_path, *OBEDIENT, options=BOB) as bob:
             alice.call(1, "echo")
-            assert first_time(following)["user"] == "alice@acme.com"
+            assert tool_of(following) == "echo"
             bob.call(1, "plain")
             bob.send(b"not json\n")
             alice.call(2, "other")
-            assert [first_time(following, "echo")["tool"], first_time(following, "echo", "plain")["tool"]] == ["plain", "other"]
+            assert [tool_of(following, "echo"), tool_of(following, "echo", "plain")] == ["plain", "other"]
 
 
 def remove_store(home: Path) -> None:
@@ -339,69 +285,50 @@ def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path
     assert said == f"mcpguard: {file} was removed or replaced; following the new store from its first row\n"
 
 
-@pytest.mark.posix
-def test_following_waits_for_a_new_store_after_the_first_was_removed(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1)
-    with followed(tmp_path, "--json", "--decision", "allowed") as following:
-        assert tool_of(following) == "echo"
-        remove_store(tmp_path)
-        assert following.stderr
-        assert b"was removed or replaced" in following.stderr.readline()
-        calls(tmp_path, "plain", 1)
-        assert tool_of(following) == "plain"
-
-
 CANCELS = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
 
 
-def test_following_shows_an_outcome_when_it_comes(tmp_path: Path) -> None:
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
-        alice.send(call(1, "hang"))
-        alice.call(2, "echo")
-        of_tool = ("--tool", "hang")
-        with followed(tmp_path, *of_tool) as before, followed(tmp_path, *of_tool, "--outcome", "cancelled") as after:
-            row = line_of(before)
-            assert " allowed axis=agent server=crm " in row
-            assert "outcome" not in row
-            alice.send(CANCELS)
-            ended = re.sub("^time=[^ ]* ", "", line_of(before))
-            who = 'server=crm user=alice@acme.com agent="Claude Code::interactive::default"'
-            assert ended == f"ended {who} tool=hang outcome=cancelled id={row.split(' id=')[1]}"
-            assert line_of(after) == row.replace(" id=", " outcome=cancelled id=")
+def test_following_shows_an_outcome_when_it_comes(tmp_path: Path, alice: Host) -> None:
+    alice.send(call(1, "hang"))
+    alice.call(2, "echo")
+    of_tool = ("--tool", "hang")
+    with (
+        followed(tmp_path, *of_tool) as before,
+        followed(tmp_path, *of_tool, "--json") as objects,
+        followed(tmp_path, *of_tool, "--outcome", "cancelled") as after,
+    ):
+        row, known = line_of(before), json.loads(line_of(objects))
+        assert " allowed axis=agent server=crm " in row
+        assert "outcome" not in row
+        alice.send(CANCELS)
+        ended = re.sub("^time=[^ ]* ", "", line_of(before))
+        who = 'server=crm user=alice@acme.com agent="Claude Code::interactive::default"'
+        assert ended == f"ended {who} tool=hang outcome=cancelled id={row.split(' id=')[1]}"
+        assert line_of(after) == row.replace(" id=", " outcome=cancelled id=")
+        again = json.loads(line_of(objects))
+        assert again == known | {"outcome": "cancelled", "duration_ms": again["duration_ms"]}
+        assert list(again) == [member for member in MEMBERS if member in again]
 
 
-def test_following_prints_the_object_of_a_row_again_with_its_outcome(tmp_path: Path) -> None:
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
-        alice.send(call(1, "hang"))
-        with followed(tmp_path, "--tool", "hang", "--json") as following:
-            row = json.loads(line_of(following))
-            alice.send(CANCELS)
-            again = json.loads(line_of(following))
-    assert again == row | {"outcome": "cancelled", "duration_ms": again["duration_ms"]}
-    assert list(again) == [member for member in MEMBERS if member in again]
-
-
-def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_still_in_flight(tmp_path: Path) -> None:
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
-        alice.call(1, "echo")
-        alice.send(call(2, "hang"))
-        with followed(tmp_path, "--tool", "hang") as in_flight, followed(tmp_path, "-n", "1", "--outcome", "ok") as following:
-            assert " tool=hang " in line_of(in_flight)
-            assert " tool=echo " in line_of(following)
+def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_in_flight(tmp_path: Path, alice: Host) -> None:
+    alice.call(1, "echo")
+    alice.send(call(2, "hang"))
+    with followed(tmp_path, "--tool", "hang") as in_flight, followed(tmp_path, "-n", "1", "--outcome", "ok") as following:
+        assert " tool=hang " in line_of(in_flight)
+        assert " tool=echo " in line_of(following)
 
 
 @pytest.mark.posix
-def test_an_outcome_in_a_new_store_is_not_taken_for_that_of_a_call_in_the_removed_one(tmp_path: Path) -> None:
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
-        alice.send(call(1, "hang"))
-        with followed(tmp_path, "--json", "--decision", "allowed") as following:
-            assert tool_of(following) == "hang"
-            following.send_signal(signal.SIGSTOP)
-            alice.process.kill()
-            remove_store(tmp_path)
-            calls(tmp_path, "plain", 1)
-            following.send_signal(signal.SIGCONT)
-            assert tool_of(following) == "plain"
+def test_an_outcome_in_a_new_store_is_not_taken_for_that_of_a_call_in_the_removed_one(tmp_path: Path, alice: Host) -> None:
+    alice.send(call(1, "hang"))
+    with followed(tmp_path, "--json", "--decision", "allowed") as following:
+        assert tool_of(following) == "hang"
+        following.send_signal(signal.SIGSTOP)
+        alice.process.kill()
+        remove_store(tmp_path)
+        calls(tmp_path, "plain", 1)
+        following.send_signal(signal.SIGCONT)
+        assert tool_of(following) == "plain"
 
 
 def test_following_shows_no_rows_of_the_policy_at_the_start(tmp_path: Path) -> None:
@@ -412,50 +339,13 @@ def test_following_shows_no_rows_of_the_policy_at_the_start(tmp_path: Path) -> N
         assert " tool=plain " in line_of(following)
 
 
-@pytest.fixture
-def row() -> dict[str, object]:
-    """The record of an allowed call."""
-    talk = Talk()
-    talk.call("search")
-    return talk.records[0]
-
-
-def local(us: int, form: str) -> str:
-    return time.strftime(form, time.localtime(us / 1_000_000))
-
-
-def test_in_a_table_the_row_of_an_outcome_has_the_time_of_the_outcome(row: dict[str, object]) -> None:
-    table = Table(80)
-    at = [local(us, "%H:%M:%S") for us in (WALL_US, WALL_US + 2_000_000)]
-    assert [line.split() for line in table.lines(row)[3:]] == [[at[0], "allowed", "search"]]
-    ended = with_outcome(row, Outcome(1, "ok", 2_000_000))
-    assert [line.split() for line in table.lines(ended, ended=True)] == [[at[1], "ended", "search", "ok"]]
-
-
-@pytest.mark.usefixtures("a_day_ahead")
-def test_the_table_has_the_times_of_any_zone(row: dict[str, object]) -> None:
-    tomorrow = datetime.fromtimestamp(WALL_US // 1_000_000 + 86_400, UTC)
-    _, date, _, shown = Table(80).lines(row)
-    assert [date, shown.split()[0]] == tomorrow.strftime("%Y-%m-%d %H:%M:%S").split()
-
-
-def test_a_date_line_stands_at_each_change_of_the_date(row: dict[str, object]) -> None:
-    table = Table(80)
-    times = [WALL_US + days * 86_400_000_000 for days in (0, 0, 3)]
-    first, same_day, other_day = [table.lines(row | {"time_us": time_us}) for time_us in times]
-    assert [first[1], other_day[0]] == [local(times[0], "%Y-%m-%d"), local(times[2], "%Y-%m-%d")]
-    assert [len(first), len(same_day), len(other_day)] == [4, 1, 2]
-
-
 def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
-    """A row for many denials is written up to a second after the last of them."""
     policy(tmp_path, rule("1/1h", tool="echo"))
     with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
-        for number in range(4):
-            alice.call(number, "echo")
-        alice.call(9, "plain")
-        alice.end()
-    rows = [json.loads(line) for line in mcpguard(tmp_path, "audit", "tail", "--json", "--tool", "*").stdout.splitlines()]
+        for number, tool in enumerate(["echo"] * 4 + ["plain"]):
+            alice.call(number, tool)
+        alice.end()  # a row for many denials is written up to a second after the last of them
+    rows = objects(tmp_path, "audit", "tail", "--json", "--tool", "*")
     assert [(one["tool"], one.get("repeats")) for one in rows] == [("echo", None)] * 2 + [("echo", 2), ("plain", None)]
     assert [one["seq"] for one in rows] == [2, 3, 5, 4]
 
@@ -486,28 +376,3 @@ def test_following_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(h
         following.stdout.close()
         assert following.stderr.read() == b""
         assert following.wait(DEADLINE_S) == 0
-
-
-@pytest.mark.parametrize("width", [80, 120, 160])
-def test_a_row_for_many_denials_shows_their_number_at_any_width(width: int) -> None:
-    talk = Talk('[[rule]]\nuser = "*"\ntool = "closed*"\nlimit = "deny"\n')
-    for at in range(500):
-        talk.call(f"closed {at}")
-    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
-    first, *_, summed = talk.records
-    table = Table(width)
-    lines = [click.unstyle(table.lines(one)[-1]) for one in (first | {"tool": "x" * 300, "repeats": 7}, summed)]
-    assert max(map(len, lines)) < width
-    assert re.search(r" denied +user .*x+… ×7 +deny", lines[0])
-    assert re.search(rf" denied +user .*mor.* ×{summed['repeats']} +deny", lines[1])
-    assert f'repeats={summed["repeats"]} reason="more of this kind, not kept one by one"' in line(summed)
-
-
-def test_a_row_for_denials_by_limits_of_one_size_and_several_windows_shows_no_limit() -> None:
-    talk = Talk('[[rule]]\ntool = "a*"\nper = []\nlimit = "1/1m"\n[[rule]]\ntool = "b*"\nper = []\nlimit = "1/1h"\n')
-    for at in range(300):
-        talk.call(f"a{at}")
-        talk.call(f"b{at}")
-    talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
-    shown = click.unstyle(Table(80).lines(talk.records[-1])[-1])
-    assert re.search(r" rate_limited tool  more.* ×\d+ +more of th…$", shown)

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from io import StringIO
 from pathlib import Path
@@ -19,74 +20,45 @@ import pytest
 from mcpguard.cli import commands
 from mcpguard.cli.audit import export
 from mcpguard.locks import lock_file
+from mcpguard.reading.telemetry import HEADERS, SERVICE
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from tests.cli.command import calls, line_of, mcpguard, process, running
-from tests.end_to_end.host import DEADLINE_S, policy, rule, until
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    policy(home, rule("2/1h", user="*", tool="echo"))
-    calls(home, "echo", 3)
-    calls(home, "=1+1", 1)
-    return home
+from tests.cli.command import calls, complaint, line_of, mcpguard, objects, output, process, running
+from tests.end_to_end.host import DEADLINE_S, until
+from tests.reading.receiver import Receiver, receiving, values
 
 
 def lines_of(home: Path, *argv: str) -> list[str]:
-    done = mcpguard(home, "audit", "export", *argv)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
+    return output(home, "audit", "export", *argv).splitlines()
 
 
-def test_json_lines_are_the_records(home: Path) -> None:
-    records = mcpguard(home, "audit", "tail", "-n", "100", "--json").stdout.splitlines()
-    assert lines_of(home) == records
-    assert lines_of(home, "--denied") == [one for one in records if json.loads(one)["decision"] == "rate_limited"]
-    assert lines_of(home, "-o", "-", "--user", "nobody") == []
+def test_json_lines_are_the_records(used: Path) -> None:
+    records = mcpguard(used, "audit", "tail", "-n", "100", "--json").stdout.splitlines()
+    assert lines_of(used) == records
+    assert lines_of(used, "--denied") == [one for one in records if json.loads(one)["decision"] in {"rate_limited", "denied"}]
+    assert lines_of(used, "-o", "-", "--user", "nobody") == []
 
 
-def test_csv_has_a_heading_and_no_formula(home: Path, tmp_path: Path) -> None:
-    lines = lines_of(home, "--format", "csv", "--tool", "*")
-    mcpguard(home, "audit", "export", "--format", "csv", "--tool", "*", "-o", str(tmp_path / "out.csv"))
-    assert (tmp_path / "out.csv").read_text("utf-8").splitlines() == lines
-    heading, *rows = csv.reader(StringIO("\n".join(lines)))
-    assert heading == list(MEMBERS)
-    assert [row[heading.index("tool")] for row in rows] == ["echo", "echo", "echo", "'=1+1"]
+def test_the_format_is_the_one_that_is_chosen(used: Path) -> None:
+    heading, *rows = lines_of(used, "--format", "csv", "--tool", "*")
+    assert (heading, len(rows)) == (",".join(MEMBERS), 4)
+    events = [(one["class_uid"], one["action"]) for one in objects(used, "audit", "export", "--format", "ocsf")]
+    assert events == [(6003, "Allowed"), (6003, "Denied"), (6003, "Denied"), (6003, "Observed")]
 
 
-def test_ocsf_events_are_of_the_class_api_activity(home: Path) -> None:
-    events = [json.loads(line) for line in lines_of(home, "--format", "ocsf")]
-    assert [(one["class_uid"], one["action"]) for one in events] == [
-        (6003, word) for word in ("Allowed", "Allowed", "Denied", "Allowed")
-    ]
-
-
-def test_a_file_gets_its_name_when_it_is_complete_and_is_private(home: Path, tmp_path: Path) -> None:
+def test_a_file_is_private_and_not_replaced(used: Path, tmp_path: Path) -> None:
     file = tmp_path / "out.jsonl"
-    done = mcpguard(home, "audit", "export", "-o", str(file))
-    assert (done.returncode, done.stdout) == (0, "")
-    assert file.read_text("utf-8").splitlines() == lines_of(home)
-    assert done.stderr == f"{len(lines_of(home))} rows written\n"
-    if sys.platform != "win32":  # which has access lists
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert mcpguard(used, "audit", "export", "-o", str(file)).stderr == f"{len(lines_of(used))} rows written\n"
+    assert file.read_text("utf-8").splitlines() == lines_of(used)
+    assert sys.platform == "win32" or stat.S_IMODE(file.stat().st_mode) == 0o600  # Windows has access lists
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
-
-
-def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "out"
     file.write_text("mine", "utf-8")
-    done = mcpguard(home, "audit", "export", "-o", str(file))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "exists, and is not replaced" in done.stderr
+    assert "exists, and is not replaced" in complaint(used, "audit", "export", "-o", str(file))
     assert file.read_text("utf-8") == "mine"
-    assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
+    assert mcpguard(used, "audit", "export", "-o", "/dev/null").returncode == 0
 
 
-def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_appears_meanwhile_is_not_replaced(used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, really = tmp_path / "out", export._pages
 
     def pages(*args: Any, **more: Any) -> Any:
@@ -94,9 +66,8 @@ def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
         return really(*args, **more)
 
     monkeypatch.setattr(export, "_pages", pages)
-    done = mcpguard(home, "audit", "export", "-o", str(file))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
+    said = complaint(used, "audit", "export", "-o", str(file))
+    assert said.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
     assert file.read_text("utf-8") == "theirs"
     assert list(tmp_path.iterdir()) == [file]
 
@@ -113,20 +84,18 @@ HINT = "hint: check that its folder is writable and the disk is not full\n"
         (["-o", "/dev/full"], f"-o: /dev/full cannot be written: No space left on device\n{HINT}"),
     ],
 )
-def test_a_full_disk_is_one_line_and_a_hint_for_a_named_file(home: Path, argv: list[str], message: str) -> None:
-    done = process(home, "audit", "export", *argv, under=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
+def test_a_full_disk_is_one_line_and_a_hint_for_a_named_file(used: Path, argv: list[str], message: str) -> None:
+    done = process(used, "audit", "export", *argv, under=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
     assert (done.returncode, done.stderr) == (1, f"mcpguard: {message}")
 
 
 @pytest.mark.parametrize("more", [(), ("--follow",)])
-def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
-    home: Path, tmp_path: Path, more: tuple[str, ...]
-) -> None:
-    done = process(home, "audit", "export", *more, "-o", str(tmp_path / "missing" / "out"))
-    hint = "hint: create it, or name another file\n"
-    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: there is no folder {tmp_path / 'missing'}\n{hint}")
-    done = process(home, "audit", "export", *more, "-o", str(tmp_path))
-    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n")
+def test_where_no_file_can_be_is_a_usage_error_and_leaves_none(used: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    missing = tmp_path / "missing"
+    said = complaint(used, "audit", "export", *more, "-o", str(missing / "out"))
+    assert said == f"mcpguard: -o: there is no folder {missing}\nhint: create it, or name another file\n"
+    said = complaint(used, "audit", "export", *more, "-o", str(tmp_path))
+    assert said == f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,19 +115,19 @@ def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: P
 
 @pytest.mark.posix
 @pytest.mark.parametrize("stderr", ["&-", pytest.param("/dev/full", marks=FULL)])
-def test_all_rows_are_written_whether_or_not_stderr_takes_anything(home: Path, tmp_path: Path, stderr: str) -> None:
+def test_all_rows_are_written_whether_or_not_stderr_takes_anything(used: Path, tmp_path: Path, stderr: str) -> None:
     file, shell = tmp_path / "rows.jsonl", ("sh", "-c", f'exec "$@" 2>{stderr}', "sh")
-    assert process(home, "audit", "export", under=shell).stdout.splitlines() == lines_of(home)
-    process(home, "audit", "export", "-o", str(file), under=shell)
-    assert file.read_text("utf-8").splitlines() == lines_of(home)
+    assert process(used, "audit", "export", under=shell).stdout.splitlines() == lines_of(used)
+    process(used, "audit", "export", "-o", str(file), under=shell)
+    assert file.read_text("utf-8").splitlines() == lines_of(used)
 
 
-def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_written_where_a_process_may_not_lower_its_priority(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> NoReturn:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(commands, "os", SimpleNamespace(nice=refuse))
-    assert len(lines_of(home)) > 0
+    assert len(lines_of(used)) > 0
 
 
 def following(home: Path, *argv: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
@@ -179,14 +148,6 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
         assert export.returncode == 130
 
 
-def test_follow_waits_for_a_store(tmp_path: Path) -> None:
-    with following(tmp_path) as export:
-        assert export.stderr
-        assert b"no audit log yet" in export.stderr.readline()
-        calls(tmp_path, "echo", 1)
-        assert json.loads(line_of(export))["tool"] == "echo"
-
-
 def wait_for_lines(file: Path, lines: int) -> None:
     until(lambda: file.exists() and file.read_text("utf-8").count("\n") >= lines, "a row is written")
 
@@ -199,10 +160,8 @@ def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
         with following(tmp_path, "--format", "csv", "-o", str(file)):
             wait_for_lines(file, lines)
     heading, first, second = csv.reader(StringIO(file.read_text("utf-8")))
-    assert heading == list(MEMBERS)
-    assert first == second
-    if sys.platform != "win32":  # which has access lists
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (heading, first) == (list(MEMBERS), second)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Path) -> None:
@@ -211,8 +170,7 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     file.write_text('{"id": "a row of a full di', "utf-8")
     with following(tmp_path, "-o", str(file)):
         wait_for_lines(file, 2)
-    cut, row = file.read_text("utf-8").splitlines()
-    assert cut == '{"id": "a row of a full di'
+    _, row = file.read_text("utf-8").splitlines()
     assert json.loads(row)["tool"] == "echo"
 
 
@@ -227,8 +185,8 @@ def test_follow_to_a_file_goes_on_though_nobody_reads_stdout(tmp_path: Path) -> 
             calls(tmp_path, "plain", 1)
 
 
-def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:
-    path = home / "mcpguard.db"
+def test_looking_takes_no_lock_that_calls_need(used: Path) -> None:
+    path = used / "mcpguard.db"
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(contextlib.closing(CallLog(log_path(path))))
         for lock in (log.turn(), lock_file(beside(path, "-lock"))):
@@ -236,6 +194,32 @@ def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:
             assert lock.acquire(1)
             stack.callback(lock.release)
         for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
-            done = mcpguard(home, *argv)
-            assert (done.returncode, done.stderr) == (0, "")
-            assert "echo" in done.stdout
+            assert "echo" in output(used, *argv)
+
+
+# To a collector
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+def decisions(receiver: Receiver) -> list[str]:
+    return [values(span.attributes)["mcpguard.decision"] for span in receiver.spans]
+
+
+def test_the_calls_of_a_real_server_reach_a_collector(home: Path, receiver: Receiver) -> None:
+    env = {HEADERS: "api-key=hunter2", SERVICE: "fleet"}
+    done = process(home, "audit", "export", "--otlp", receiver.url, **env)  # type: ignore[arg-type]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "7 rows sent\n")
+    assert decisions(receiver) == ["allowed", "rate_limited", "denied", "would_deny"]
+    assert receiver.counts("mcpguard.decision") == {(one,): 1 for one in decisions(receiver)}
+    assert receiver.headers[0]["api-key"] == "hunter2"
+    assert receiver.resources[0]["service.name"] == "fleet"
+
+
+def test_filters_select_the_rows_that_are_sent(home: Path, receiver: Receiver) -> None:
+    assert mcpguard(home, "audit", "export", "--otlp", receiver.url, "--denied").returncode == 0
+    assert decisions(receiver) == ["rate_limited", "denied"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard, on_terminal, sqlite
+from tests.cli.command import complaint, mcpguard, on_terminal, output, sqlite
 from tests.end_to_end.host import audit
 
 
@@ -19,29 +19,29 @@ from tests.end_to_end.host import audit
     ],
 )
 def test_rows_of_before_a_time_are_deleted_but_for_the_newest(home: Path, before: str, deleted: int) -> None:
-    done = mcpguard(home, "audit", "prune", "--before", before, "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{deleted} rows deleted\n", "")
+    assert output(home, "audit", "prune", "--before", before, "--yes") == f"{deleted} rows deleted\n"
     assert len(audit(home)) == (1 if deleted else 4)
 
 
+ALL = ("audit", "prune", "--before", "9999-01-01T00:00:00Z")
+
+
 def test_rows_of_other_namespaces_stay(home: Path) -> None:
-    argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
-    assert mcpguard(home, *argv, MCPGUARD_NAMESPACE="other").stdout == "0 rows deleted\n"
+    assert output(home, *ALL, "--yes", MCPGUARD_NAMESPACE="other") == "0 rows deleted\n"
     assert len(audit(home)) == 4
 
 
 def test_it_asks_before_it_deletes(home: Path) -> None:
-    argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z")
-    status, shown = on_terminal(home, *argv, typed=b"n\n")
+    status, shown = on_terminal(home, *ALL, typed=b"n\n")
     assert status == 1
     assert "Delete the audit rows before 9999-01-01 00:00:00 UTC in " in shown
     assert "nothing was deleted" in shown
-    assert on_terminal(home, *argv, typed=b"y\n")[1].endswith("6 rows deleted\n")
+    assert on_terminal(home, *ALL, typed=b"y\n")[1].endswith("6 rows deleted\n")
 
 
 @pytest.mark.parametrize("argv", [[], ["--before", "soon"], ["--before", "0d"]])
 def test_it_needs_a_time(home: Path, argv: list[str]) -> None:
-    assert mcpguard(home, "audit", "prune", "--yes", *argv).returncode == 2
+    complaint(home, "audit", "prune", "--yes", *argv)
     assert len(audit(home)) == 4
 
 

@@ -7,29 +7,21 @@ import pytest
 
 from mcpguard import __version__
 from mcpguard.cli import commands
-from tests.cli.account import GONE, PROGRAM, Account
+from tests.cli.account import GONE, PROGRAM, Account, listing
+from tests.cli.command import output
 from tests.clients.installations import impostor, installed
 
 
 def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
-    done = account.run("clients", "--json", *argv)
-    assert (done.returncode, done.stderr) == (0, "")
-    found: list[dict[str, Any]] = json.loads(done.stdout)
+    found: list[dict[str, Any]] = json.loads(output(account.state, "clients", "--json", *argv, **account.environ()))
     return found
 
 
 def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_guarded(account: Account) -> None:
     file = account.cursor()
-    account.run("install", "--server", "crm", "--yes")
-    usual: dict[str, Any] = {
-        "client": "cursor",
-        "file": str(file),
-        "scope": "user",
-        "project": None,
-        "plugin": None,
-        "fix": None,
-    }
-    usual |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
+    account.install("--server", "crm")
+    usual: dict[str, Any] = {"client": "cursor", "file": str(file), "scope": "user", "guarded": False}
+    usual |= dict.fromkeys(("project", "plugin", "fix", "mcpguard", "version", "note"))
     crm: dict[str, Any] = {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "state": "guarded"}
     crm |= {"guarded": True, "mcpguard": PROGRAM, "version": __version__}
     bare = {"server": "bare", "command": ["crm-server"], "state": "unguarded", "fix": "mcpguard install cursor"}
@@ -40,9 +32,8 @@ def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_gua
 
 def test_in_a_pipe_each_server_has_a_line(account: Account) -> None:
     file = account.cursor()
-    account.run("install", "--server", "crm", "--yes")
-    done = account.run("clients")
-    assert done.stdout.splitlines() == [
+    account.install("--server", "crm")
+    assert account.run("clients").stdout.splitlines() == [
         f"Cursor (user scope), {file}",
         f"  crm: guarded by mcpguard {__version__}: npx -y @acme/crm",
         "  bare: unguarded (to guard it: mcpguard install cursor): crm-server",
@@ -59,14 +50,9 @@ def test_without_a_client_it_says_so(account: Account) -> None:
 
 def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
     programs = {"gone": GONE, "old": installed(account.home / "old", "0.0.9"), "varies": "${userHome}/mcpguard"}
-    entries = {name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}
-    account.cursor(json.dumps({"mcpServers": entries}))
-    found = {row["server"]: (row["guarded"], row["version"], row["note"]) for row in rows(account)}
-    assert found == {
-        "gone": (True, None, "missing"),
-        "old": (True, "0.0.9", None),
-        "varies": (True, None, "version unknown"),
-    }
+    account.cursor(listing(**{name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}))
+    found = [(row["server"], row["guarded"], row["version"], row["note"]) for row in rows(account)]
+    assert found == [("gone", True, None, "missing"), ("old", True, "0.0.9", None), ("varies", True, None, "version unknown")]
     said = account.run("clients").stdout
     assert f"gone: guarded by {GONE} (missing): npx" in said
     assert "varies: guarded by ${userHome}/mcpguard (version unknown): npx" in said
@@ -74,15 +60,14 @@ def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Acco
 
 def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> None:
     program = impostor(account.home / "bin/mcpguard")
-    entry = {"command": program, "args": ["run", "--", "npx"], "disabled": True}
-    account.cursor(json.dumps({"mcpServers": {"off": entry}}))
+    account.cursor(listing(off={"command": program, "args": ["run", "--", "npx"], "disabled": True}))
     (row,) = rows(account)
     assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
 @pytest.mark.parametrize("argv", [["clients"], ["clients", "--json"]])
 def test_secrets_in_a_command_are_not_shown(account: Account, argv: list[str]) -> None:
-    account.cursor('{"mcpServers": {"crm": {"command": "npx", "args": ["--api-key", "s3cret"], "env": {"K": "s3cret"}}}}')
+    account.cursor(listing(crm={"command": "npx", "args": ["--api-key", "s3cret"], "env": {"K": "s3cret"}}))
     shown = account.run(*argv).stdout
     assert "***" in shown
     assert "s3cret" not in shown
@@ -99,24 +84,6 @@ def test_a_file_that_cannot_be_read_is_shown_with_its_fault(account: Account) ->
     assert f"Cursor (user scope), {file}\n  {file}:1:2: " in done.stdout
 
 
-def test_names_and_commands_cannot_control_the_terminal(account: Account) -> None:
-    account.cursor(json.dumps({"mcpServers": {"a\x1b[2J": {"command": "b\x1b[2J", "args": []}}}))
-    assert "\x1b" not in account.run("clients").stdout
-    assert "\x1b[2J" not in account.on_terminal("clients")[1]
-    done = account.run("install", "--yes")
-    assert "\x1b" not in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_on_a_terminal_it_is_a_table_that_fits(account: Account, columns: int) -> None:
-    account.cursor()
-    account.run("install", "--server", "crm", "--yes")
-    status, said = account.on_terminal("clients", columns=columns, NO_COLOR="1")
-    assert status == 0
-    assert "crm" in said
-    assert all(len(line) <= columns for line in said.splitlines()[1:])  # the first is the path of the file
-
-
 def completed(account: Account, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
     """What the shell offers for the last word."""
     for name, value in account.environ(MCPGUARD_HOME=str(account.state)).items():
@@ -127,16 +94,11 @@ def completed(account: Account, monkeypatch: pytest.MonkeyPatch, *words: str) ->
     return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
 
 
-def test_the_shell_completes_clients_that_are_found(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    account.cursor()
-    account.codex()
-    assert completed(account, monkeypatch, "install", "") == ["codex", "cursor"]
-    assert completed(account, monkeypatch, "uninstall", "cu") == ["cursor"]
-
-
-def test_the_shell_completes_servers_in_the_files(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shell_completes_clients_and_servers_that_are_found(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     account.cursor()
     account.codex('[mcp_servers.crm]\ncommand = "a"\n[mcp_servers."my files"]\ncommand = "b"\n')
+    assert completed(account, monkeypatch, "install", "") == ["codex", "cursor"]
+    assert completed(account, monkeypatch, "uninstall", "cu") == ["cursor"]
     account.write("home/.gemini/settings.json", "{ damaged")
     assert completed(account, monkeypatch, "install", "--server", "") == ["bare", "crm", "my files", "off", "web"]
     assert completed(account, monkeypatch, "install", "--project", str(account.project), "--server", "") == []

@@ -13,10 +13,9 @@ import pytest
 
 from mcpguard.cli import completion
 from mcpguard.cli import names as cli_names
-from tests import redis_servers
-from tests.cli.command import Terminal, calls, mcpguard, sqlite
+from tests.cli.command import Terminal, calls, complaint, mcpguard, output, sqlite
 from tests.clients.installations import impostor
-from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
+from tests.end_to_end.host import environment, policy, rule
 from tests.missing import missing
 
 SHOW = "\x18\x10"
@@ -91,22 +90,18 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize(
     ("typed", "completed"),
     [
-        ("mcpguard aud", "mcpguard audit "),
         ("mcpguard run --us", "mcpguard run --user "),
         ("mcpguard completion fi", "mcpguard completion fish "),
         ("true && mcpguard policy uns", "true && mcpguard policy unset "),
         ("A=1 mcpguard whoa", "A=1 mcpguard whoami "),
-        ("mcpguard run --user al", r"mcpguard run --user al\ ice@acme.com "),
         (r"mcpguard run --user al\ ice@a", r"mcpguard run --user al\ ice@acme.com "),
         ("mcpguard run --user=al", r"mcpguard run --user=al\ ice@acme.com "),
         ('mcpguard run --user "al', 'mcpguard run --user "al ice@acme.com" '),
         ("mcpguard run --user 'al", "mcpguard run --user 'al ice@acme.com' "),
         ("mcpguard run --agent Cl", r"mcpguard run --agent Claude\ Code::subagent::"),
-        (r"mcpguard run --agent Claude\ Code::subagent::E", r"mcpguard run --agent Claude\ Code::subagent::Explore "),
         (r"mcpguard run --agent=Claude\ Code::subagent::P", r"mcpguard run --agent=Claude\ Code::subagent::Plan "),
         ('mcpguard run --agent "Claude Code::subagent::E', 'mcpguard run --agent "Claude Code::subagent::Explore" '),
         ("mcpguard run --agent 'Claude Code::sub", "mcpguard run --agent 'Claude Code::subagent::"),
-        ("mcpguard reset --tool sea", "mcpguard reset --tool search_customers "),
         ("mcpguard audit tail --decision rate", "mcpguard audit tail --decision rate_limited "),
         ("mcpguard policy explain --tool search_customers --user al",
          r"mcpguard policy explain --tool search_customers --user al\ ice@acme.com "),
@@ -143,9 +138,8 @@ def test_zsh_loads_the_script_though_nothing_has_started_its_completion(tmp_path
 
 def offered(home: Path, line: str, breaks: str = "") -> list[str]:
     """The words that bash is offered for a line, without what it quotes."""
-    done = mcpguard(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()[1::3]
+    out = output(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)
+    return out.splitlines()[1::3]
 
 
 def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> None:
@@ -158,8 +152,8 @@ def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> Non
     assert offered(tmp_path, "mcpguard policy unset --tool '") == ["search_*", "delete_user"]
     policy(tmp_path, "broken")
     assert offered(tmp_path, "mcpguard run --user ") == ["bob"]
-    axes = ["user", "agent", "tool", "server", "session", "arguments", "none"]
-    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == axes
+    axes = "user agent tool server session arguments none"
+    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == axes.split()
 
 
 @pytest.mark.posix  # bash reads a backslash as an escape
@@ -168,13 +162,6 @@ def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -
     calls(tmp_path / "other", "search", 1, "--user", "dora")
     line = f"mcpguard run --policy {other} --store {sqlite(tmp_path)}/other/mcpguard.db --user "
     assert offered(tmp_path, line) == ["carol", "dora"]
-
-
-def test_names_come_from_a_redis_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_names, "LOOK_S", DEADLINE_S)
-    with redis_servers.running(tmp_path / "server") as server:
-        calls(tmp_path, "search", 1, "--user", "bob", "--store", server.url)
-        assert offered(tmp_path, f"mcpguard reset --store {server.url} --user ") == ["bob"]
 
 
 def test_names_with_control_characters_are_not_offered(tmp_path: Path) -> None:
@@ -247,25 +234,20 @@ def test_a_value_is_quoted_as_the_rest_of_the_word(line: str, value: str, rest: 
 )  # fmt: skip
 def test_powershell_gets_three_lines_for_each_value(tmp_path: Path, line: str, index: int, lines: list[str]) -> None:
     policy(tmp_path, RULES[1] + RULES[3])
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(index)}
-    done = mcpguard(tmp_path, _MCPGUARD_COMPLETE="powershell_complete", **words)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == lines
+    env = {"_MCPGUARD_COMPLETE": "powershell_complete", "COMP_WORDS": line, "COMP_CWORD": str(index)}
+    assert output(tmp_path, **env).splitlines() == lines
 
 
 def test_the_script_of_powershell_registers_a_completer(tmp_path: Path) -> None:
-    script = mcpguard(tmp_path, "completion", "powershell").stdout
+    script = output(tmp_path, "completion", "powershell")
     assert "Register-ArgumentCompleter -Native -CommandName mcpguard " in script
     assert "$env:_MCPGUARD_COMPLETE = 'powershell_complete'" in script
 
 
 @pytest.mark.parametrize("instruction", ["bash_source", "tcsh_complete", "x"])
 def test_an_unknown_request_offers_nothing(tmp_path: Path, instruction: str) -> None:
-    done = mcpguard(tmp_path, _MCPGUARD_COMPLETE=instruction)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert output(tmp_path, _MCPGUARD_COMPLETE=instruction) == ""
 
 
 def test_an_unknown_shell_is_refused(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "completion", "tcsh")
-    assert done.returncode == 2
-    assert "bash" in done.stderr
+    assert "bash" in complaint(tmp_path, "completion", "tcsh")

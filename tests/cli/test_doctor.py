@@ -3,13 +3,12 @@
 import json
 import os
 import sys
-import sysconfig
 from pathlib import Path
 
-import pytest
-
 from mcpguard import __version__
-from tests.cli.command import mcpguard, on_terminal
+from tests.cli.account import listing
+from tests.cli.command import mcpguard, output
+from tests.clients.installations import written
 from tests.end_to_end.host import policy
 
 
@@ -28,8 +27,7 @@ def unwrapped(shown: str) -> list[str]:
 
 def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> None:
     policy(tmp_path, 'mode = "enforce"\n')
-    (tmp_path / "bin").mkdir()
-    done = mcpguard(tmp_path, "doctor", "--agent", "a::b", PATH=str(tmp_path / "bin"), HOME=str(tmp_path))
+    done = mcpguard(tmp_path, "doctor", "--agent", "a::b", PATH=str(tmp_path), HOME=str(tmp_path))
     assert (done.returncode, done.stderr) == (1, "")
     lines = unwrapped(done.stdout)
     assert lines[0] == f"note  PATH: mcpguard {__version__} is not on the PATH"
@@ -43,9 +41,7 @@ def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> N
 
 
 def test_without_a_failure_the_status_is_0(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
-    assert done.returncode == 0
-    assert done.stdout.endswith("\n7 checks, none failed\n")
+    assert output(tmp_path, "doctor", PATH="", HOME=str(tmp_path)).endswith("\n7 checks, none failed\n")
 
 
 def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
@@ -57,36 +53,14 @@ def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
     assert [(one["check"], one["ok"]) for one in found] == [("PATH", True), ("clients", True), ("config", False)]
 
 
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_on_a_terminal_the_states_are_coloured_unless_no_color_is_set(tmp_path: Path, columns: int) -> None:
-    (tmp_path / "config.toml").write_text("[", "utf-8")
-    status, shown = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path))
-    assert status == 1
-    assert "\x1b[31mFAIL\x1b[0m" in shown
-    _, plain = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path), NO_COLOR="1")
-    assert "\x1b" not in plain
-    assert f"FAIL config: {tmp_path / 'config.toml'}: not TOML" in " ".join(plain.split())
-    paths = (str(tmp_path), str(Path(sysconfig.get_path("scripts"))))
-    lines = [line for line in plain.splitlines() if not any(path in line for path in paths)]
-    assert all(len(line) <= min(80, columns) for line in lines)
-
-
-def test_control_characters_of_a_setting_do_not_reach_the_terminal(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[identity]\nuser = "a\\u001b[2Jb"\n', "utf-8")
-    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
-    assert "user a\\x1b[2Jb (config.toml)" in " ".join(done.stdout.split())
-
-
 def test_a_line_of_more_than_80_columns_goes_on_below_its_text(tmp_path: Path) -> None:
-    file = tmp_path / ".cursor/mcp.json"
-    file.parent.mkdir()
     names = [f"customers-{number}" for number in range(9)]
-    file.write_text(json.dumps({"mcpServers": {name: {"command": "npx"} for name in names}}), "utf-8")
-    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
-    lines = done.stdout.splitlines()
+    file = written(tmp_path / ".cursor/mcp.json", listing(**{name: {"command": "npx"} for name in names}))
+    out = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path)).stdout
+    lines = out.splitlines()
     assert all(len(line) <= 80 for line in lines if os.sep not in line)
     (at,) = [at for at, line in enumerate(lines) if line.startswith("note  Cursor (user scope),")]
     (end,) = [at for at, line in enumerate(lines) if line == "      hint: mcpguard install cursor"]
     assert all(line.startswith("      ") and line[6] != " " for line in lines[at + 1 : end])
     told = f"Cursor (user scope), {file}: 0 of 9 servers guarded; unguarded: {', '.join(names)}"
-    assert f"note  {told}" in unwrapped(done.stdout)
+    assert f"note  {told}" in unwrapped(out)

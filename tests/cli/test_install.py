@@ -1,13 +1,15 @@
-"""`mcpguard install` and `uninstall`: what they change, and how they ask."""
+"""`mcpguard install` and `uninstall`: what they change, how they ask, and which options they write into entries."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from tests.cli.account import CODEX, CURSOR, GONE, IN_TOML, PROGRAM, Account, guarded, servers
+from tests.cli.account import CODEX, CURSOR, GONE, IN_TOML, ONE, PROGRAM, Account, guarded, listing, servers
+from tests.cli.command import unfolded
 from tests.clients.test_files import FOLDER, GOOSE, SAMPLES
 
 # What it changes
@@ -19,30 +21,28 @@ def test_the_files_of_all_clients_are_guarded_in_one_run_and_given_back_byte_for
         data = (FOLDER / sample.file).read_bytes()
         account.write(sample.place, data.replace(b"\r\n", b"\n").replace(b"\n", end.encode()))
     before = account.files()
-    done = account.run("install", "--yes")
+    done = account.install(status=1)
     refused = [line.partition(": ")[2] for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
     assert [line.split(": ")[1] for line in refused] == ["sandboxed", "old-form", "shared", "tagged"]
     assert "sandboxed: its sandbox would keep mcpguard from its counters" in refused[0]
-    project = account.run("install", "--yes", "--project", str(account.project))
-    assert (done.returncode, project.returncode) == (1, 0)
+    account.install("--project", str(account.project))
     after = account.files()
     assert [name for name, content in before.items() if after[name] == content] == []
     everything = json.loads(account.run("clients", "--json").stdout)
     unguarded = {row["server"] for row in everything if row["command"] and not row["note"] and not row["guarded"]}
     assert unguarded == {"sandboxed"}
     assert {row["client"] for row in everything} == set(BY_KEY)
-    account.run("install", "--yes")
+    account.install(status=1)
     assert account.files() == after
-    assert account.run("uninstall", "--yes").returncode == 0
-    assert account.run("uninstall", "--yes", "--project", str(account.project)).returncode == 0
+    account.uninstall()
+    account.uninstall("--project", str(account.project))
     assert account.files() == before
 
 
 def test_each_file_is_named_with_what_was_done_and_what_was_left_and_why(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
     before = account.files()
-    done = account.run("install", "--yes")
-    assert done.returncode == 0, done.stderr
+    done = account.install()
     assert done.stdout.splitlines()[:7] == [
         f"Codex (user scope), {codex}",
         "  crm: guarded",
@@ -56,24 +56,20 @@ def test_each_file_is_named_with_what_was_done_and_what_was_left_and_why(account
     wanted = json.loads(CURSOR)["mcpServers"] | {"bare": guarded("bare", "crm-server")}
     assert servers(cursor) == wanted | {"crm": wanted["crm"] | guarded("crm", "npx", "-y", "@acme/crm")}
     assert tomllib.loads(codex.read_text("utf-8"))["mcp_servers"]["crm"]["args"][:4] == ["run", "--server", "crm", "--"]
-    done = account.run("uninstall", "--yes")
-    assert (done.returncode, account.files()) == (0, before)
+    done = account.undo(before)
     assert "  crm: no longer guarded" in done.stdout
     assert "  web: not guarded\n" in done.stdout
 
 
 def test_a_second_install_changes_nothing_and_says_so(account: Account) -> None:
     account.cursor()
-    account.codex()
-    account.run("install", "--yes")
+    account.install()
     before, saved = account.files(), sorted((account.state / "backups").iterdir())
     done = account.run("install")  # it need not ask
-    assert done.returncode == 0
+    assert (done.returncode, account.files(), sorted((account.state / "backups").iterdir())) == (0, before, saved)
     assert "  crm: guarded already" in done.stdout
     assert "take effect" not in done.stdout
-    assert account.files() == before
-    assert sorted((account.state / "backups").iterdir()) == saved
-    account.run("uninstall", "--yes")
+    account.uninstall()
     done = account.run("uninstall")
     assert (done.returncode, done.stderr) == (0, "")
     assert "  crm: not guarded" in done.stdout
@@ -81,54 +77,46 @@ def test_a_second_install_changes_nothing_and_says_so(account: Account) -> None:
 
 def test_only_the_named_client_and_the_named_servers_are_changed(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
-    assert account.run("install", "cursor", "--server", "crm", "--yes").returncode == 0
+    account.install("cursor", "--server", "crm")
     assert servers(cursor)["crm"]["command"] == PROGRAM
     assert servers(cursor)["bare"] == {"command": "crm-server"}
     assert codex.read_text("utf-8") == CODEX
-    assert account.run("install", "--server", "crm", "--server", "bare", "--yes").returncode == 0
+    account.install("--server", "crm", "--server", "bare")
     assert servers(cursor)["bare"]["command"] == PROGRAM
     assert codex.read_text("utf-8") != CODEX
-    assert account.run("uninstall", "--server", "crm", "--yes").returncode == 0
+    account.uninstall("--server", "crm")
     assert codex.read_text("utf-8") == CODEX
     assert servers(cursor)["bare"]["command"] == PROGRAM
 
 
 def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again(account: Account) -> None:
-    file = account.cursor('{"mcpServers": {"a": {"command": "a"}, "b": {"command": "b", "args": []}}}\n')
+    file = account.cursor(listing(a={"command": "a"}, b={"command": "b", "args": []}))
     before = file.read_bytes()
-    account.run("install", "--yes")
-    account.run("uninstall", "--yes", "--server", "a")
-    account.run("uninstall", "--yes", "--server", "b")
+    account.install()
+    account.uninstall("--server", "a")
+    account.uninstall("--server", "b")
     assert file.read_bytes() == before
-    account.run("install", "--yes")
+    account.install()
     file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), GONE.encode()))
-    account.run("install", "--yes")
+    account.install()
     assert IN_TOML in file.read_text("utf-8")
-    account.run("uninstall", "--yes")
+    account.uninstall()
     assert file.read_bytes() == before
-    account.run("install", "--yes")
+    account.install()
     (account.state / "installed.json").unlink()  # without the record an empty list is left
-    account.run("uninstall", "--yes")
+    account.uninstall()
     assert servers(file) == {"a": {"command": "a", "args": []}, "b": {"command": "b", "args": []}}
 
 
-def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:
-    gone = GONE
-    other = account.write("other/mcpguard", "#!/bin/sh\n")
+def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account) -> None:
+    commands = {"a": GONE, "b": str(account.write("other/mcpguard", "#!/bin/sh\n")), "c": "${userHome}/bin/mcpguard"}
     entry = {"args": ["run", "--server", "crm", "--user", "alice", "--", "npx"], "env": {}}
-    varying = "${userHome}/bin/mcpguard"
-    commands = {"a": gone, "b": str(other), "c": varying}
-    file = account.cursor(json.dumps({"mcpServers": {key: {"command": one, **entry} for key, one in commands.items()}}))
-    done = account.run("install", "--yes")
-    assert done.returncode == 0
-    assert {key: one["command"] for key, one in servers(file).items()} == {"a": PROGRAM, "b": str(other), "c": varying}
-    assert all(one["args"] == entry["args"] for one in servers(file).values())
-    assert f"  a: its mcpguard is this one now ({gone} is gone)" in done.stdout
-    account.run("uninstall", "--yes")
+    file = account.cursor(listing(**{key: {"command": one, **entry} for key, one in commands.items()}))
+    done = account.install()
+    assert servers(file) == {key: {"command": one, **entry} for key, one in (commands | {"a": PROGRAM}).items()}
+    assert f"  a: its mcpguard is this one now ({GONE} is gone)" in done.stdout
+    account.uninstall()
     assert all(one == {"command": "npx", "args": [], "env": {}} for one in servers(file).values())
-
-
-CONTAINER = '{"customizations": {"vscode": {"mcp": {"servers": %s}}}}'
 
 
 @pytest.mark.parametrize(
@@ -142,17 +130,17 @@ CONTAINER = '{"customizations": {"vscode": {"mcp": {"servers": %s}}}}'
     ids=lambda value: value[0],
 )
 def test_a_command_of_any_form_is_guarded_as_it_is(account: Account, command: list[str]) -> None:
-    file = account.cursor(json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}}))
-    done = account.run("install", "--yes")
+    file = account.cursor(listing(a={"command": command[0], "args": command[1:]}))
+    assert "  a: guarded\n" in account.install().stdout
     assert servers(file)["a"] == guarded("a", *command)
-    assert "  a: guarded\n" in done.stdout
 
 
 def test_a_server_of_a_container_is_guarded_with_a_note_and_its_path_need_not_exist_on_the_host(account: Account) -> None:
     entries = '{"a": {"command": "npx", "args": []}, "b": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}'
-    file = account.write("project/.devcontainer/devcontainer.json", CONTAINER % entries)
-    done = account.run("install", "vscode", "--project", str(account.project), "--yes")
-    assert "a: guarded (it starts in the container, where mcpguard must have the same path)" in " ".join(done.stdout.split())
+    text = '{"customizations": {"vscode": {"mcp": {"servers": %s}}}}'
+    file = account.write("project/.devcontainer/devcontainer.json", text % entries)
+    done = account.install("vscode", "--project", str(account.project))
+    assert "a: guarded (it starts in the container, where mcpguard must have the same path)" in unfolded(done.stdout)
     assert "  b: guarded already" in done.stdout
     assert '"b": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}' in file.read_text("utf-8")
 
@@ -169,83 +157,64 @@ def test_a_server_of_a_container_is_guarded_with_a_note_and_its_path_need_not_ex
     ],
     ids=" ".join,
 )
-def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count_twice(
-    account: Account, command: list[str]
-) -> None:
-    text = json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}})
+def test_a_command_that_starts_mcpguard_itself_is_left_lest_calls_count_twice(account: Account, command: list[str]) -> None:
+    text = listing(a={"command": command[0], "args": command[1:]})
     file = account.cursor(text)
-    done = account.run("install", "--yes")
-    assert (done.returncode, file.read_text("utf-8")) == (0, text)
-    assert "  a: not changed (its own command starts mcpguard run)" in done.stdout
+    left = "  a: not changed (its own command starts mcpguard run)"
+    assert left in account.install().stdout
+    assert file.read_text("utf-8") == text
     assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
-    done = account.run("uninstall", "--yes")
-    assert (done.returncode, done.stdout.splitlines()[1]) == (0, "  a: not changed (its own command starts mcpguard run)")
-    done = account.run("uninstall", "--yes", "--server", "a")
-    assert (done.returncode, done.stderr) == (1, "mcpguard: a: not changed: its own command starts mcpguard run\n")
+    assert account.uninstall().stdout.splitlines()[1] == left
+    done = account.uninstall("--server", "a", status=1)
+    assert done.stderr == "mcpguard: a: not changed: its own command starts mcpguard run\n"
 
 
 def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a_guard(account: Account) -> None:
-    text = "extensions:\n  a: &x\n    cmd: npx\n"
-    file = account.write(GOOSE, text)
-    done = account.run("install", "--yes")
-    assert (done.returncode, file.read_text("utf-8")) == (1, text)
-    assert done.stderr.startswith(f"mcpguard: {file}: a: not changed: it has a YAML anchor, alias, tag or merge key")
-    assert done.stderr.count("\n") == 1
+    file = account.write(GOOSE, "extensions:\n  a: &x\n    cmd: npx\n")
+    (line,) = account.refusal().splitlines()
+    assert line.startswith(f"mcpguard: {file}: a: not changed: it has a YAML anchor, alias, tag or merge key")
 
 
 # Projects and shared files
 
 
 def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Account) -> None:
-    cursor = account.cursor()
-    file = account.write("project/.mcp.json", '{"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
-    claude = account.write(
-        "home/.claude.json",
-        json.dumps(
-            {
-                "mcpServers": {"mine": {"command": "a"}},
-                "projects": {
-                    str(account.project): {"mcpServers": {"here": {"command": "b", "args": []}}},
-                    "/elsewhere": {"mcpServers": {"there": {"command": "c", "args": []}}},
-                },
-            }
-        ),
-    )
+    def commands() -> list[str]:
+        """The commands in Claude Code's file: those of the account, of the project, and of another project."""
+        found = json.loads(claude.read_bytes())
+        parts = (found, found["projects"][str(account.project)], found["projects"]["/elsewhere"])
+        return [part["mcpServers"]["a"]["command"] for part in parts]
+
+    cursor, file = account.cursor(), account.write("project/.mcp.json", ONE)
+    text = json.loads(ONE) | {"projects": {str(account.project): json.loads(ONE), "/elsewhere": json.loads(ONE)}}
+    claude = account.write("home/.claude.json", json.dumps(text))
     before = account.files()
-    done = account.run("install", "--project", str(account.project), "--yes")
-    assert done.returncode == 0, done.stderr
-    assert servers(file)["crm"]["command"] == PROGRAM
+    account.install("--project", str(account.project))
+    assert servers(file)["a"]["command"] == PROGRAM
     assert cursor.read_text("utf-8") == CURSOR
-    found = json.loads(claude.read_bytes())
-    assert found["mcpServers"] == {"mine": {"command": "a"}}
-    assert found["projects"][str(account.project)]["mcpServers"]["here"]["command"] == PROGRAM
-    assert found["projects"]["/elsewhere"]["mcpServers"]["there"]["command"] == "c"
-    account.run("install", "claude-code", "--yes")
-    found = json.loads(claude.read_bytes())
-    assert found["mcpServers"]["mine"]["command"] == PROGRAM
-    assert found["projects"]["/elsewhere"]["mcpServers"]["there"]["command"] == PROGRAM
-    account.run("uninstall", "--yes")
-    account.run("uninstall", "--project", str(account.project), "--yes")
+    assert commands() == ["a", PROGRAM, "a"]
+    account.install("claude-code")
+    assert commands() == [PROGRAM] * 3
+    account.uninstall()
+    account.uninstall("--project", str(account.project))
     assert account.files() == before
 
 
 def test_one_edit_of_a_file_that_several_clients_read_serves_them_all(account: Account) -> None:
-    file = account.write("project/.mcp.json", '{"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
-    done = account.run("install", "--project", str(account.project), "--yes")
-    assert servers(file) == {"crm": guarded("crm", "npx", "x")}
+    file = account.write("project/.mcp.json", ONE)
+    done = account.install("--project", str(account.project))
+    assert servers(file) == {"a": guarded("a", "a")}
     for client in ("Claude Code", "Copilot CLI", "VS Code"):
-        assert f"{client} (project scope), {file}\n  crm: guarded\n" in done.stdout
+        assert f"{client} (project scope), {file}\n  a: guarded\n" in done.stdout
         assert f"\n  {client}: " in done.stdout.split("take effect")[1]
     assert len(list((account.state / "backups").iterdir())) == 1
 
 
 def test_a_file_with_comments_that_one_client_reads_and_another_does_not_is_edited_for_the_first(account: Account) -> None:
-    file = account.write("project/.mcp.json", '{// ours\n"mcpServers": {"crm": {"command": "npx", "args": ["x"]}}}')
-    done = account.run("install", "--project", str(account.project), "--yes")
-    assert done.returncode == 1
-    assert done.stderr.count(f"{file}:1:2: ") == 1
+    file = account.write("project/.mcp.json", ONE.replace("{", "{// ours\n", 1))
+    assert account.install("--project", str(account.project), status=1).stderr.count(f"{file}:1:2: ") == 1
     assert IN_TOML in file.read_text("utf-8")
-    assert account.run("install", "copilot", "--project", str(account.project), "--yes").returncode == 0
+    account.install("copilot", "--project", str(account.project))
 
 
 # Asking and showing
@@ -277,20 +246,17 @@ def test_a_dry_run_prints_the_diff_changes_nothing_and_fails_as_the_change_would
 def test_it_asks_on_a_terminal_and_changes_nothing_without_a_yes(account: Account) -> None:
     cursor = account.cursor()
     status, said = account.on_terminal("install", typed=b"\n")
-    assert status == 1
+    assert (status, cursor.read_text("utf-8")) == (1, CURSOR)
     assert f"Change {cursor}? [y/N]" in said
     assert "nothing was changed" in said
-    assert cursor.read_text("utf-8") == CURSOR
     status, said = account.on_terminal("install", typed=b"y\n")
-    assert status == 0
+    assert (status, servers(cursor)["crm"]["command"]) == (0, PROGRAM)
     assert "\x1b[32m+" in said
     assert "\x1b[31m-" in said
-    assert servers(cursor)["crm"]["command"] == PROGRAM
     status, said = account.on_terminal("uninstall", typed=b"y\n", NO_COLOR="1")
-    assert status == 0
+    assert (status, cursor.read_text("utf-8")) == (0, CURSOR)
     assert "\x1b[" not in said
     assert f'-      "command": "{IN_TOML}",' in said
-    assert cursor.read_text("utf-8") == CURSOR
 
 
 def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
@@ -299,5 +265,65 @@ def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
     assert done.returncode == 2
     assert "mcpguard: install asks for confirmation, and there is no terminal\nhint: add --yes" in done.stderr
     assert cursor.read_text("utf-8") == CURSOR
-    account.run("install", "--yes")
+    account.install()
     assert account.run("uninstall").returncode == 2
+
+
+# Options that it writes into entries
+
+
+def test_what_the_variables_choose_is_written_as_options(account: Account) -> None:
+    file = account.cursor(ONE)
+    account.install(
+        MCPGUARD_POLICY="~/policy.toml", MCPGUARD_USER="alice", MCPGUARD_STORE="redis://cache/0",
+        MCPGUARD_DENIALS="error", MCPGUARD_OBSERVE="1", MCPGUARD_QUIET="1", MCPGUARD_AGENT="::background::",
+    )  # fmt: skip
+    written = "--store redis://cache/0 --user alice --agent ::background:: --denials error --observe --quiet".split()
+    assert servers(file)["a"] == guarded("a", "a", options=("--policy", str(account.home / "policy.toml"), *written))
+
+
+def test_a_server_whose_name_is_not_utf_8_is_left_and_the_others_are_done(account: Account) -> None:
+    file = account.cursor(listing(**{"a\ud800": {"command": "a"}, "b": {"command": "b", "args": []}}))
+    why = "not changed: the server's name, an option or the path of mcpguard is not UTF-8"
+    assert account.install(status=1).stderr.endswith(f"mcpguard: {file}: {why}\n")
+    assert servers(file) == {"a\ud800": {"command": "a"}, "b": guarded("b", "b")}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="variables are Unicode")
+def test_an_option_that_is_not_utf_8_is_not_written_into_a_file(account: Account) -> None:
+    account.write("home/.claude.json", ONE)
+    said = account.refusal("--hook", MCPGUARD_STORE="sqlite:///caf\udce9.db")
+    assert said.count("an option or the path of mcpguard is not UTF-8\n") == 2  # of the server and of the hook
+    assert "Traceback" not in said
+
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status", "message"),
+    [
+        ("MCPGUARD_TOKEN", TOKEN, 2, "MCPGUARD_TOKEN is set here, and a secret must not be written into a client's file"),
+        ("MCPGUARD_STORE_PASSWORD", "s3cret", 2, "MCPGUARD_STORE_PASSWORD is set here, and a secret must not be written"),
+        ("MCPGUARD_STORE", "redis://:s3cret@cache/0", 2, "MCPGUARD_STORE holds a secret, which must not be written"),
+        ("MCPGUARD_USER", TOKEN, 2, "MCPGUARD_USER holds a secret, which must not be written into a client's file"),
+        ("MCPGUARD_STORE", "counters.db", 78, "MCPGUARD_STORE: this is not a URL"),
+        ("MCPGUARD_AGENT", "nightly", 78, "MCPGUARD_AGENT: 'nightly' does not have three parts"),
+        ("MCPGUARD_CONFIG", "/gone.toml", 78, f"MCPGUARD_CONFIG: {Path('/gone.toml').absolute()}: no such file"),
+        ("MCPGUARD_DENIALS", "never", 78, "MCPGUARD_DENIALS: 'never' is none of auto, error, result"),
+    ],
+)
+def test_a_secret_or_a_value_with_which_no_server_would_start_is_not_written_into_a_clients_file(
+    account: Account, name: str, value: str, status: int, message: str
+) -> None:
+    account.cursor()
+    said = account.refusal(status=status, **{name: value})
+    assert said.startswith(f"mcpguard: {message}")
+    assert ("hint: " in said, value in said) == (True, False) or status == 78
+
+
+def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
+    account.cursor()
+    done = account.install(MCPGUARD_NAMESPACE="team")
+    assert "warning: MCPGUARD_HOME is set here, but clients do not pass it on to the servers: " in done.stderr
+    assert "warning: MCPGUARD_NAMESPACE is set here" in done.stderr

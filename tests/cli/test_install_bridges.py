@@ -3,23 +3,19 @@
 import json
 import re
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.account import APPS, IN_TOML, Account, guarded, servers
+from tests.cli.account import APPS, GONE, IN_TOML, Account, guarded, listing, servers
+from tests.cli.command import unfolded
+from tests.clients.test_files import GOOSE, ZED
 
 URL = "https://mcp.acme.com/mcp"
 FAR = ("npx", "-y", "mcp-remote", URL)
-
-
-def undone(account: Account, before: dict[str, bytes]) -> None:
-    done = account.run("uninstall", "--yes")
-    assert (done.returncode, account.files()) == (0, before), done.stderr
-    assert json.loads((account.state / "installed.json").read_text()) == []
+CLINE = "home/.cline/data/settings/cline_mcp_settings.json"
 
 
 def one_entry(file: Path) -> list[dict[str, Any]]:
@@ -36,36 +32,30 @@ def config(account: Account) -> dict[str, Any]:
 
 
 def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge(account: Account) -> None:
-    text = '{"mcpServers": {"a": {"url": "%s"}, "off": {"url": "%s", "disabled": true}}}'
-    file = account.cursor(text.replace("%s", URL))
+    off = {"url": URL, "disabled": True}
+    file = account.cursor(listing(a={"url": URL}, off=off))
     before = account.files()
-    account.run("install", "--yes")
+    account.install()
     assert account.files() == before
-    done = account.run("install", "cursor", "--bridge", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "a: guarded (its URL is reached through npx mcp-remote)" in done.stdout
-    assert servers(file) == {"a": guarded("a", *FAR), "off": {"url": URL, "disabled": True}}
+    assert "a: guarded (its URL is reached through npx mcp-remote)" in account.install("cursor", "--bridge").stdout
+    assert servers(file) == {"a": guarded("a", *FAR), "off": off}
     assert "2 of 2" not in account.run("clients").stdout
-    assert account.run("install", "--bridge", "--yes").stdout.count("guarded already") == 1
-    undone(account, before)
+    assert account.install("--bridge").stdout.count("guarded already") == 1
+    account.undo(before)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "entry"),
     [
         (
-            f"{APPS}/{'Zed' if sys.platform == 'win32' else 'zed'}/settings.json",
+            ZED,
             '{\r\n  // mine\r\n  "context_servers": {\r\n    "a": {\r\n      "url": "URL", // here\r\n'
             '      "headers": {"X-Key": "k1"},\r\n      "timeout": 30,\r\n    },\r\n  },\r\n}\r\n',
             {"env": {"MCP_HEADER_1": "k1"}, "timeout": 30},
         ),
         (f"{APPS}/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
         ("home/.config/opencode/opencode.json", '{"mcp": {"a": {"type": "remote", "url": "URL"}}}', {"type": "local"}),
-        (
-            "home/.cline/data/settings/cline_mcp_settings.json",
-            '{"mcpServers": {"a": {"transport": {"type": "streamableHttp", "url": "URL"}, "autoApprove": []}}}',
-            {"autoApprove": []},
-        ),
+        (CLINE, '{"mcpServers": {"a": {"transport": {"type": "streamableHttp", "url": "URL"}, "timeout": 9}}}', {"timeout": 9}),
         ("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"a": {"serverUrl": "URL"}}}', {}),
         ("home/.codex/config.toml", '[mcp_servers.a] # mine\nurl = "URL" # here\nstartup_timeout_sec = 20\n\n[x]\ny = 1\n', {}),
         ("home/.codex/config.toml", 'mcp_servers = { a = { url = "URL", bearer_token_env_var = "T" } }', {"env_vars": ["T"]}),
@@ -76,39 +66,35 @@ def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge
         ),
     ],
 )  # fmt: skip
-def test_a_bridge_has_the_clients_form_and_goes_byte_for_byte(
-    account: Account, name: str, text: str, entry: dict[str, Any]
-) -> None:
+def test_a_bridge_has_the_clients_form_and_can_be_undone(account: Account, name: str, text: str, entry: dict[str, Any]) -> None:
     file = account.write(name, text.replace("URL", URL))
     before = account.files()
-    done = account.run("install", "--bridge", "--yes")
-    assert done.returncode == 0, done.stderr
+    account.install("--bridge")
     said = json.loads(account.run("clients", "--json").stdout)
     assert [(row["state"], row["command"][:4]) for row in said] == [("guarded", [*FAR])]
-    now = file.read_text()
-    assert not re.search(r"url\W* [:=]|headers\W* [:=]|bearer_token", now, re.IGNORECASE)
+    assert not re.search(r"url\W* [:=]|headers\W* [:=]|bearer_token", file.read_text(), re.IGNORECASE)
     (one,) = one_entry(file)
     assert {key: one.get(key) for key in entry} == entry
-    undone(account, before)
+    account.undo(before)
 
 
 @pytest.mark.parametrize("url", ["https://a-host-with-a-long-name-27.eu.acme.com/v1/mcp", "http://127.0.0.1:8080/mcp/v2-beta"])
 def test_a_url_whose_path_has_only_short_parts_gets_a_bridge(account: Account, url: str) -> None:
-    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": url}}}))
-    assert account.run("install", "--bridge", "--yes").returncode == 0
+    file = account.cursor(listing(a={"url": url}))
+    account.install("--bridge")
     assert url in servers(file)["a"]["args"]
 
 
 def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(account: Account) -> None:
     headers = {"Authorization": "Bearer ${env:TOKEN}", "X-Key": "sk-secret"}
-    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": "http://acme.com/mcp", "headers": headers}}}))
+    file = account.cursor(listing(a={"url": "http://acme.com/mcp", "headers": headers}))
     before = account.files()
-    account.run("install", "--bridge", "--yes")
+    account.install("--bridge")
     names = ("MCP_HEADER_1", "MCP_HEADER_2")
     words = ["--header", "Authorization:${MCP_HEADER_1}", "--header", "X-Key:${MCP_HEADER_2}"]
     entry = guarded("a", "npx", "-y", "mcp-remote", "http://acme.com/mcp", "--allow-http", *words)
     assert servers(file)["a"] == entry | {"env": dict(zip(names, headers.values(), strict=True))}
-    undone(account, before)
+    account.undo(before)
 
 
 KEPT = (
@@ -131,44 +117,35 @@ KEPT = (
         (".gemini/settings.json", {"httpUrl": URL, "headers": {"A": "$T"}}, "its headers would be on a command line"),
     ],
 )
-def test_what_cannot_be_carried_over_safely_gets_no_bridge_with_a_hint(
-    account: Account, name: str, entry: dict[str, Any], reason: str
-) -> None:
-    file = account.write(f"home/{name}", json.dumps({"mcpServers": {"a": entry}}))
-    before = account.files()
-    done = account.run("install", "--bridge", "--yes")
-    assert (done.returncode, account.files()) == (1, before)
-    assert f"{file}: a: no bridge: {reason}" in done.stderr
-    assert " --enforce" in done.stderr
+def test_what_cannot_be_carried_over_gets_no_bridge(account: Account, name: str, entry: dict[str, Any], reason: str) -> None:
+    file = account.write(f"home/{name}", listing(a=entry))
+    said = account.refusal("--bridge")
+    assert f"{file}: a: no bridge: {reason}" in said
+    assert " --enforce" in said
 
 
 def test_a_table_of_headers_in_toml_and_a_yaml_file_get_no_bridge(account: Account) -> None:
     account.codex(f'[mcp_servers.a]\nurl = "{URL}"\n[mcp_servers.a.http_headers]\nX = "1"\n')
-    goose = "Block/goose/config" if sys.platform == "win32" else "goose"
-    account.write(f"{APPS}/{goose}/config.yaml", f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
-    before = account.files()
-    done = account.run("install", "--bridge", "--yes")
-    assert (done.returncode, account.files()) == (1, before)
-    assert done.stderr.count("no bridge") == 2
+    account.write(GOOSE, f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
+    assert account.refusal("--bridge").count("no bridge") == 2
 
 
-def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byte(account: Account, tmp_path: Path) -> None:
-    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": URL}}}))
+def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byte(account: Account) -> None:
+    file = account.cursor(listing(a={"url": URL}))
     before = account.files()
-    account.run("install", "--bridge", "--yes")
-    gone = (tmp_path / "gone/mcpguard").as_posix()
+    account.install("--bridge")
     records = account.state / "installed.json"
-    file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), gone.encode()))
-    records.write_bytes(records.read_bytes().replace(json.dumps(IN_TOML)[1:-1].encode(), gone.encode()))
-    assert "its mcpguard is this one now" in account.run("install", "--yes").stdout
-    undone(account, before)
+    file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), GONE.encode()))
+    records.write_bytes(records.read_bytes().replace(json.dumps(IN_TOML)[1:-1].encode(), GONE.encode()))
+    assert "its mcpguard is this one now" in account.install().stdout
+    account.undo(before)
 
 
 def test_a_bridge_that_was_edited_since_keeps_the_edit_and_loses_mcpguard(account: Account) -> None:
-    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": URL}}}))
-    account.run("install", "--bridge", "--yes")
+    file = account.cursor(listing(a={"url": URL}))
+    account.install("--bridge")
     file.write_text(file.read_text().replace(URL, "https://other.com/mcp"))
-    assert account.run("uninstall", "--yes").returncode == 0
+    account.uninstall()
     assert servers(file)["a"] == {"command": "npx", "args": ["-y", "mcp-remote", "https://other.com/mcp"]}
 
 
@@ -193,79 +170,69 @@ def plugin(account: Account, version: str, state: str | None = "enabled = true")
 def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_byte(account: Account) -> None:
     folder = plugin(account, "1.0.0")
     before = account.files()
-    done = account.run("install", "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "crm: guarded (in place of the server of the plugin crm@market)" in done.stdout
+    assert "crm: guarded (in place of the server of the plugin crm@market)" in account.install().stdout
     entries = config(account)
     assert entries["crm"] == guarded("crm", "npx", "-y", "@acme/crm") | {"env": {"A": "b"}, "startup_timeout_sec": 20}
     own = guarded("own", "python3", "server.py", f"{folder}/data") | {"cwd": str(folder / "bin")}
     assert entries == {"crm": entries["crm"], "own": own}
     listed = {row["server"]: row["state"] for row in json.loads(account.run("clients", "--json").stdout) if row["plugin"]}
     assert listed == {"crm": "disabled", "own": "disabled", "far": "unguarded"}
-    assert account.run("install", "--yes").stdout.count("guarded already") == 2
-    undone(account, before)
+    assert account.install().stdout.count("guarded already") == 2
+    account.undo(before)
 
 
 @pytest.mark.parametrize("argv", [("codex",), (), ("codex", "--server", "crm")])
-def test_where_codex_has_no_file_it_gets_one_for_the_servers_of_a_plugin_which_goes_again(
-    account: Account, argv: tuple[str, ...]
-) -> None:
+def test_without_a_file_codex_gets_one_for_a_plugins_servers_which_goes_again(account: Account, argv: tuple[str, ...]) -> None:
     old = plugin(account, "1.0.0", None)
-    done = account.run("install", *argv, "--yes")
-    assert done.returncode == 0, done.stderr
+    account.install(*argv)
     assert [*config(account)] == (["crm"] if "--server" in argv else ["crm", "own"])
     new = plugin(account, "1.1.0", None)
     shutil.rmtree(old)
     before = {name: data for name, data in account.files().items() if not name.endswith("config.toml")}
-    assert account.run("install", *argv, "--yes").returncode == 0
+    account.install(*argv)
     assert "--server" in argv or config(account)["own"]["cwd"] == str(new / "bin")
-    account.run("uninstall", "--server", "crm", "--yes")
-    undone(account, before)
+    account.uninstall("--server", "crm")
+    account.undo(before)
 
 
 def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Account) -> None:
     plugin(account, "1.0.0", None)
     file = account.codex("")
     before = account.files()
-    account.run("install", "--yes")
-    undone(account, before)
+    account.install()
+    account.undo(before)
     file.unlink()
-    account.run("install", "--yes")
+    account.install()
     file.write_bytes(file.read_bytes() + b"[tui]\nx = 1\n")
-    account.run("uninstall", "--yes")
+    account.uninstall()
     assert file.read_bytes() == b"[tui]\nx = 1\n"
 
 
 @pytest.mark.parametrize("text", ['{"mcpServers": {"far": {"url": "https://acme.com"}}}', "{"])
 def test_without_a_server_that_an_entry_would_guard_codex_gets_no_file(account: Account, text: str) -> None:
     (plugin(account, "1.0.0", None) / ".mcp.json").write_text(text)
-    before = account.files()
-    done = account.run("install", "codex", "--yes")
-    assert (done.returncode, account.files()) == (1, before)
-    assert "Codex: no file " in done.stderr
+    assert "Codex: no file " in account.refusal("codex")
 
 
 def test_after_an_update_of_the_plugin_doctor_says_what_is_gone_and_install_renews_it(account: Account) -> None:
     old = plugin(account, "1.0.0")
-    before = {name: data for name, data in account.files().items() if name.endswith("config.toml")}
-    account.run("install", "--yes")
+    before = (account.home / ".codex/config.toml").read_bytes()
+    account.install()
     shutil.rmtree(old)
     plugin(account, "1.1.0")
-    said = account.run("doctor").stdout
-    assert f"a folder of a plugin is gone: {old} " in " ".join(said.split())
+    assert f"a folder of a plugin is gone: {old} " in unfolded(account.run("doctor").stdout)
     entries = config(account)
-    done = account.run("install", "--yes")
-    assert done.returncode == 0, done.stderr
+    account.install()
     assert config(account) == {"crm": entries["crm"], "own": json.loads(json.dumps(entries["own"]).replace("1.0.0", "1.1.0"))}
     assert "is gone" not in account.run("doctor").stdout
-    account.run("uninstall", "--yes")
-    assert {name: data for name, data in account.files().items() if name.endswith("config.toml")} == before
+    account.uninstall()
+    assert (account.home / ".codex/config.toml").read_bytes() == before
 
 
 @pytest.mark.parametrize("state", ["enabled = false", '[plugins."crm@market".mcp_servers.crm]\nenabled = false\n'])
 def test_a_plugin_or_server_that_is_switched_off_gets_no_entry(account: Account, state: str) -> None:
     plugin(account, "1.0.0", state)
-    account.run("install", "--server", "crm", "--yes")
+    account.run("install", "--server", "crm", "--yes")  # it has nothing to do where the plugin is off
     assert "crm" not in tomllib.loads((account.home / ".codex/config.toml").read_text()).get("mcp_servers", {})
 
 
@@ -273,14 +240,11 @@ def test_an_own_entry_of_the_user_stays_and_only_named_servers_get_one(account: 
     plugin(account, "1.0.0")
     file = account.home / ".codex/config.toml"
     file.write_text(file.read_text() + '\n[mcp_servers.crm]\ncommand = "mine"\n')
-    account.run("install", "--server", "crm", "--yes")
+    account.install("--server", "crm")
     assert config(account) == {"crm": guarded("crm", "mine")}
 
 
 def test_a_file_to_which_no_table_can_be_added_is_left(account: Account) -> None:
     plugin(account, "1.0.0")
     file = account.codex('mcp_servers = { }\n[plugins."crm@market"]\nenabled = true\n')
-    before = file.read_text()
-    done = account.run("install", "--yes")
-    assert (done.returncode, file.read_text()) == (1, before)
-    assert f"mcpguard: {file}:" in done.stderr
+    assert f"mcpguard: {file}:" in account.refusal()

@@ -1,21 +1,29 @@
 """What `mcpguard install` and `uninstall` leave as it is, and what they do not find."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from mcpguard.clients import plan
-from mcpguard.clients.catalog import Client
-from tests.cli.account import APPS, CODEX, CURSOR, IN_TOML, PROGRAM, Account, servers
+from tests.cli.account import APPS, CODEX, CURSOR, IN_TOML, PROGRAM, Account, listing, servers
 from tests.cli.command import BOUND, permissions_bind
 from tests.links import follows_links
+
+
+def link(account: Account, name: str, target: Path) -> Path:
+    """Make a link below the home folder."""
+    place = account.home / name
+    place.parent.mkdir()
+    place.symlink_to(target)
+    return place
 
 
 @pytest.mark.parametrize("damaged", ['{"mcpServers": {"a": {"command": "x"}}', "{// strict\n}", "\xff", "[1, 2"])
 def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(account: Account, damaged: str) -> None:
     cursor, codex = account.write("home/.cursor/mcp.json", damaged.encode("latin-1")), account.codex()
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
+    done = account.install(status=1)
     assert cursor.read_bytes() == damaged.encode("latin-1")
     assert IN_TOML in codex.read_text("utf-8")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
@@ -24,28 +32,16 @@ def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(accou
 
 
 @pytest.mark.posix
-def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Account) -> None:
+def test_a_read_only_file_is_left_under_each_name_and_the_other_clients_are_done(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
     cursor.chmod(0o444)
+    link(account, ".lmstudio/mcp.json", cursor)
     done = account.in_process("install", "--yes", under=BOUND)
-    assert done.returncode == 1
-    assert cursor.read_text("utf-8") == CURSOR
+    assert (done.returncode, cursor.read_text("utf-8")) == (1, CURSOR)
     assert IN_TOML in codex.read_text("utf-8")
     assert f"mcpguard: {cursor}: not changed: Permission denied (hint: give your account the right to write" in done.stderr
-    assert f"Cursor (user scope), {cursor}" not in done.stdout
-    assert "  Cursor: " not in done.stdout
-
-
-@follows_links
-def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_link_to_it(account: Account) -> None:
-    cursor = account.cursor()
-    cursor.chmod(0o444)
-    link = account.home / ".lmstudio/mcp.json"
-    link.parent.mkdir()
-    link.symlink_to(cursor)
-    done = account.in_process("install", "--yes", under=BOUND)
-    assert (done.returncode, done.stdout, cursor.read_text("utf-8")) == (1, "", CURSOR)
-    assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
+    assert "Cursor" not in done.stdout
+    assert "LM Studio" not in done.stdout, "it reads the same file"
 
 
 @pytest.mark.posix
@@ -63,76 +59,67 @@ def test_without_a_writable_state_folder_no_file_is_changed(account: Account) ->
 
 @follows_links
 def test_a_link_to_nothing_is_reported(account: Account) -> None:
-    link = account.home / ".cursor/mcp.json"
-    link.parent.mkdir()
-    link.symlink_to("gone.json")
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        f"mcpguard: {link}: cannot be read: No such file or directory (hint: check where the link leads)\n"
-    )
+    file = link(account, ".cursor/mcp.json", Path("gone.json"))
+    told = f"mcpguard: {file}: cannot be read: No such file or directory (hint: check where the link leads)\n"
+    assert account.install(status=1).stderr.endswith(told)
 
 
 def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(account: Account) -> None:
-    text = '{"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": true}}%s}'
-    file = account.write(f"{APPS}/Code/User/mcp.json", text % "")
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in done.stderr
-    assert file.read_text("utf-8") == text % ""
-    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": [{json.dumps(str(account.state))}]}}}}', "utf-8")
-    assert account.run("install", "--yes").returncode == 0
+    settings: dict[str, object] = {"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": True}}}
+    file = account.write(f"{APPS}/Code/User/mcp.json", json.dumps(settings))
+    assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in account.refusal()
+    settings["sandbox"] = {"filesystem": {"allowWrite": [str(account.state)]}}
+    file.write_text(json.dumps(settings), "utf-8")
+    account.install()
     assert IN_TOML in file.read_text("utf-8")
 
 
-def runs(client: Client) -> bool:
-    return client.key == "claude-desktop"
+DESKTOP = f"{APPS}/Claude/claude_desktop_config.json"
 
 
-def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
-    account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    desktop, codex = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR), account.codex()
-    with monkeypatch.context() as patched:
-        patched.setattr(plan, "is_running", runs)
-        done = account.run("install", "--yes")
-    assert (done.returncode, desktop.read_text("utf-8")) == (1, CURSOR)
+@pytest.fixture
+def start_desktop(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes Claude Desktop run."""
+    return lambda: monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
+
+
+def test_claude_desktop_is_left_while_it_runs_and_others_are_done(account: Account, start_desktop: Callable[[], None]) -> None:
+    desktop, codex = account.write(DESKTOP, CURSOR), account.codex()
+    start_desktop()
+    done = account.install(status=1)
+    assert desktop.read_text("utf-8") == CURSOR
     assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
     assert IN_TOML in codex.read_text("utf-8")
-    done = account.run("install", "--yes")
-    assert done.returncode == 0
-    assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
+
+
+def test_after_its_file_was_changed_claude_desktop_is_to_be_started(account: Account) -> None:
+    account.write(DESKTOP, CURSOR)
+    assert "  Claude Desktop: start Claude Desktop\n" in account.install().stdout
 
 
 @follows_links
 @pytest.mark.parametrize("argv", [["install"], ["uninstall"], ["install", "cursor"], ["uninstall", "cursor"]], ids=" ".join)
 def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
-    account: Account, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+    account: Account, start_desktop: Callable[[], None], argv: list[str]
 ) -> None:
-    desktop = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR)
-    link = account.home / ".cursor/mcp.json"
-    link.parent.mkdir()
-    link.symlink_to(desktop)
+    desktop = account.write(DESKTOP, CURSOR)
+    linked = link(account, ".cursor/mcp.json", desktop)
     if argv[0] == "uninstall":
-        account.run("install", "--yes")
+        account.install()
     before = desktop.read_bytes()
-    monkeypatch.setattr(plan, "is_running", runs)
+    start_desktop()
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
-    named = link if "cursor" in argv else desktop
-    assert f"{named}: not changed: Claude Desktop is running" in done.stderr
+    assert f"{linked if 'cursor' in argv else desktop}: not changed: Claude Desktop is running" in done.stderr
 
 
 @pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
-def test_claude_desktop_may_run_if_nothing_is_to_be_written(
-    account: Account, monkeypatch: pytest.MonkeyPatch, content: str
-) -> None:
-    account.write(f"{APPS}/Claude/claude_desktop_config.json", content)
+def test_claude_desktop_may_run_if_nothing_changes(account: Account, start_desktop: Callable[[], None], content: str) -> None:
+    account.write(DESKTOP, content)
     account.codex()
-    assert account.run("install", "--yes").returncode == 0
-    monkeypatch.setattr(plan, "is_running", runs)
-    again = account.run("install", "--yes")
-    assert (again.returncode, again.stderr) == (0, "")
+    account.install()
+    start_desktop()
+    assert account.install().stderr == ""
 
 
 # What is not found
@@ -140,15 +127,11 @@ def test_claude_desktop_may_run_if_nothing_is_to_be_written(
 
 def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: Account) -> None:
     codex, hooks = account.codex(), account.home / ".codex/hooks.json"
-    account.run("install", "codex", "--hook", "--yes")
+    account.install("codex", "--hook")
     codex.unlink()
-    done = account.run("uninstall", "cursor", "codex", "--yes")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[:2] == [
-        f"Cursor: no file {account.home / '.cursor/mcp.json'}",
-        f"Codex: no file {codex}",
-    ]
-    assert not hooks.exists()
+    done = account.uninstall("cursor", "codex")
+    missing = [f"Cursor: no file {account.home / '.cursor/mcp.json'}", f"Codex: no file {codex}"]
+    assert (done.stderr, done.stdout.splitlines()[:2], hooks.exists()) == ("", missing, False)
 
 
 @pytest.mark.parametrize(
@@ -168,8 +151,7 @@ def test_what_is_not_found_is_said_with_a_hint_and_the_rest_is_done(
     account: Account, argv: list[str], status: int, message: str, hint: str
 ) -> None:
     cursor, codex = account.cursor(), account.codex()
-    done = account.run("install", *(word.replace("PROJECT", str(account.project)) for word in argv), "--yes")
-    assert done.returncode == status
+    done = account.install(*(word.replace("PROJECT", str(account.project)) for word in argv), status=status)
     told = f"mcpguard: {message.format(home=account.home)}" + (f" (hint: {hint}" if hint else "\n")
     assert told in done.stderr.replace("\nhint: ", " (hint: ")
     assert (IN_TOML in codex.read_text("utf-8")) == ("codex" in argv)
@@ -177,21 +159,16 @@ def test_what_is_not_found_is_said_with_a_hint_and_the_rest_is_done(
 
 
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert done.stderr == (
-        "mcpguard: no file of a client is found "
-        "(hint: add a server in a client first; mcpguard install --help names the clients)\n"
-    )
-    done = account.run("uninstall", "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
-    done = account.run("install", "--project", str(account.project))
+    hint = "(hint: add a server in a client first; mcpguard install --help names the clients)"
+    assert account.install(status=1).stderr == f"mcpguard: no file of a client is found {hint}\n"
+    done = account.install("--project", str(account.project), status=1)
     assert f"no file of a client is found in {account.project}" in done.stderr
+    assert account.uninstall().stdout == "no client with servers is found\n"
 
 
 @pytest.mark.parametrize("argv", [["install"], ["install", "cursor", "--dry-run"], ["uninstall", "--yes"]])
 def test_a_file_without_servers_is_not_passed_over_in_silence(account: Account, argv: list[str]) -> None:
-    account.write("home/.cursor/mcp.json", '{"mcpServers": {}}')
+    account.cursor(listing())
     done = account.run(*argv)
     assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
 
@@ -211,15 +188,10 @@ def test_a_folder_that_may_not_be_looked_into_has_no_projects_and_no_files_of_cl
 
 
 @pytest.mark.posix
-def test_a_project_relative_to_a_folder_that_is_gone_is_a_usage_error(
-    account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_project_below_a_folder_that_is_gone_is_a_usage_error(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = account.project / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    done = account.run("install", "--project", ".", "--yes")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n",
-    )
+    said = "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n"
+    assert account.install("--project", ".", status=2).stderr == said

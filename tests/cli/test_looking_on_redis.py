@@ -1,15 +1,16 @@
 """`usage` and the commands of `audit` show one fleet's calls on a server that many machines share."""
 
-import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import BOB, calls, mcpguard
+from mcpguard.cli import names
+from tests.cli.command import BOB, calls, objects, output
+from tests.cli.test_completion import offered
 from tests.cli.test_usage import watching
-from tests.end_to_end.host import policy, rule
+from tests.end_to_end.host import DEADLINE_S, policy, rule
 from tests.redis_servers import Server, running
 
 
@@ -32,22 +33,22 @@ def home(tmp_path: Path, server: Server) -> Path:
 
 
 def test_usage_stats_export_and_prune_work_on_a_server(home: Path) -> None:
-    found = [json.loads(line) for line in mcpguard(home, "usage", "--json").stdout.splitlines()]
-    assert [(one["rule"], one["used"], one["left"]) for one in found] == [
-        ("user=* tool=echo", 2, 0),
-        ("user=*", 2, 7),
-        ("user=*", 1, 8),
-    ]
-    stats = json.loads(mcpguard(home, "audit", "stats", "--by", "user", "--json").stdout)
+    found = [(one["rule"], one["used"], one["left"]) for one in objects(home, "usage", "--json")]
+    assert found == [("user=* tool=echo", 2, 0), ("user=*", 2, 7), ("user=*", 1, 8)]
+    (stats,) = objects(home, "audit", "stats", "--by", "user", "--json")
     assert [(one["key"], one["calls"], one["denied"]) for one in stats["rows"]] == [("alice@acme.com", 3, 1), ("bob", 1, 0)]
-    tools = [json.loads(line).get("tool") for line in mcpguard(home, "audit", "export", "--tool", "*").stdout.splitlines()]
+    tools = [row["tool"] for row in objects(home, "audit", "export", "--tool", "*")]
     assert tools == ["echo", "echo", "echo", "plain"]
-    assert mcpguard(home, "audit", "prune", "--before", "1h", "--yes").stdout == "0 rows deleted\n"
-    rows = len(mcpguard(home, "audit", "export").stdout.splitlines())
-    done = mcpguard(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
-    assert done.stdout == f"{rows} rows deleted\n"
-    assert mcpguard(home, "audit", "export").stdout == ""
-    assert len(mcpguard(home, "usage", "--json").stdout.splitlines()) == 3
+    assert output(home, "audit", "prune", "--before", "1h", "--yes") == "0 rows deleted\n"
+    rows = len(objects(home, "audit", "export"))
+    assert output(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes") == f"{rows} rows deleted\n"
+    assert objects(home, "audit", "export") == []
+    assert len(objects(home, "usage", "--json")) == 3
+
+
+def test_names_that_the_shell_completes_come_from_a_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "LOOK_S", DEADLINE_S)
+    assert offered(home, "mcpguard reset --user ") == ["bob", "alice@acme.com"]
 
 
 def test_the_screen_shows_what_other_machines_do(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from mcpguard.policy.parse import STARTER
-from tests.cli.command import BOUND, mcpguard, on_terminal, process
+from tests.cli.command import BOUND, complaint, mcpguard, on_terminal, output, process
 from tests.policy.test_editing import BY_HAND
 
 SPOILED = BY_HAND.replace('report"', "report")
@@ -36,33 +37,31 @@ def drafts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafts")
 
 
+def edit(home: Path, editor: str, *under: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`mcpguard policy edit` in a process of its own."""
+    return process(home, "policy", "edit", under=under, preexec=None, VISUAL=editor, **env)
+
+
 def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path, drafts: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts, CHANGE))
-    assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
+    assert output(tmp_path, "policy", "edit", VISUAL=editor(drafts, CHANGE)) == f"{file}: OK, 2 rules\n"
     assert file.read_text("utf-8") == CHANGED
     assert [one for one in tmp_path.iterdir() if one.suffix != ".lock"] == [file]  # on Windows the lock is a file
 
 
-@pytest.mark.parametrize("argv", [("policy", "edit"), ("demo", "--keep")])
-def test_a_disk_without_room_for_a_temporary_folder_is_one_line_and_a_hint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("argv", ["policy edit", "demo --keep"])
+def test_a_disk_without_room_is_one_line_and_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: str) -> None:
     def refuse(**_: object) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    done = mcpguard(tmp_path, *argv)
-    assert done.returncode == 1
-    assert done.stderr == (
-        "mcpguard: no temporary folder can be made: No space left on device\n"
-        "hint: set TMPDIR to a folder that you may write to, on a disk that is not full\n"
-    )
+    hint = "hint: set TMPDIR to a folder that you may write to, on a disk that is not full\n"
+    said = f"mcpguard: no temporary folder can be made: No space left on device\n{hint}"
+    assert complaint(tmp_path, *argv.split(), status=1) == said
 
 
 def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path, drafts: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts, SPOIL))
-    assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
+    said = complaint(tmp_path, "policy", "edit", status=78, VISUAL=editor(drafts, SPOIL))
+    assert said.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
     assert file.read_text("utf-8") == BY_HAND
 
 
@@ -70,21 +69,18 @@ def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, fil
 @pytest.mark.parametrize("typed", [b"n\n", b"\x04", b"x\nn\n"])
 def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, drafts: Path, typed: bytes) -> None:
     status, said = on_terminal(tmp_path, "policy", "edit", typed=typed, VISUAL=editor(drafts, SPOIL))
-    assert status == 78
+    assert (status, file.read_text("utf-8"), list(tmp_path.iterdir())) == (78, BY_HAND, [file])
     assert "line 13: not TOML" in said
     assert "Edit again, or else discard the changes? [Y/n]:" in said
     assert f"{file}: the changes were discarded" in said.replace("\n", "")
-    assert file.read_text("utf-8") == BY_HAND
-    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.posix  # a terminal
 def test_edit_again_opens_the_same_text(tmp_path: Path, file: Path, drafts: Path) -> None:
     both = f"if 'report\"' in text:\n    {SPOIL}\nelse:\n    {MEND}\n    {CHANGE}"
     status, said = on_terminal(tmp_path, "policy", "edit", typed=b"\n", VISUAL=editor(drafts, both))
-    assert status == 0
+    assert (status, file.read_text("utf-8")) == (0, CHANGED)
     assert said.endswith(f"{file}: OK, 2 rules\n")
-    assert file.read_text("utf-8") == CHANGED
 
 
 def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path, drafts: Path) -> None:
@@ -94,42 +90,36 @@ def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path, drafts: Pa
     assert file.read_text("utf-8") == BY_HAND
 
 
+OTHERS = "not saved: another process has changed it while you edited"
+
+
 @pytest.mark.parametrize(
-    ("change", "left"), [("open({!r}, 'a').write('# other\\n')", BY_HAND + "# other\n"), ("os.remove({!r})", None)]
+    ("change", "why", "left"),
+    [
+        ("open({!r}, 'a').write('# other\\n')", OTHERS, BY_HAND + "# other\n"),
+        ("os.remove({!r})", OTHERS, None),
+        pytest.param(
+            "os.chmod(os.path.dirname({!r}), 0o500)", "cannot be written: Permission denied", BY_HAND, marks=pytest.mark.posix
+        ),
+    ],
+    ids=["changed", "removed", "read-only"],
 )
-def test_edit_keeps_the_text_if_another_process_has_changed_or_removed_the_file(
-    tmp_path: Path, file: Path, drafts: Path, change: str, left: str | None
+def test_edit_keeps_a_text_that_it_cannot_save(
+    tmp_path: Path, file: Path, drafts: Path, change: str, why: str, left: str | None
 ) -> None:
-    command = editor(drafts, CHANGE, change.format(str(file)))
-    done = process(tmp_path, "policy", "edit", VISUAL=command, TMPDIR=str(drafts))
+    done = edit(tmp_path, editor(drafts, CHANGE, change.format(str(file))), *BOUND, TMPDIR=str(drafts))
+    tmp_path.chmod(0o700)
     (kept,) = drafts.glob("*/policy.toml")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        f"mcpguard: {file}: not saved: another process has changed it while you edited",
-        f"hint: look for your text in {kept}",
-    ]
+    assert done.stderr == f"mcpguard: {file}: {why}\nhint: look for your text in {kept}\n"
     assert kept.read_text("utf-8") == CHANGED
     assert (file.read_text("utf-8") if file.exists() else None) == left
 
 
 @pytest.mark.posix  # modes
-def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path, drafts: Path) -> None:
-    command = editor(drafts, CHANGE, f"os.chmod({str(tmp_path)!r}, 0o500)")
-    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=command, TMPDIR=str(drafts))
-    tmp_path.chmod(0o700)
-    assert (done.returncode, done.stdout) == (1, "")
-    (kept,) = drafts.glob("*/policy.toml")
-    assert done.stderr.splitlines() == [
-        f"mcpguard: {file}: cannot be written: Permission denied",
-        f"hint: look for your text in {kept}",
-    ]
-    assert (file.read_text("utf-8"), kept.read_text("utf-8")) == (BY_HAND, CHANGED)
-
-
-@pytest.mark.posix  # modes
 def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
     file.chmod(0o444)
-    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path / 'opened'}")
+    done = edit(tmp_path, f"touch {tmp_path / 'opened'}", *BOUND)
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written: Permission denied" in done.stderr
     assert list(tmp_path.iterdir()) == [file]
@@ -140,19 +130,17 @@ def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path, drafts: Pa
 
 
 def test_edit_begins_with_the_starter_policy(tmp_path: Path, drafts: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR=editor(drafts)).returncode == 0
+    output(tmp_path, "policy", "edit", VISUAL="", EDITOR=editor(drafts))
     assert (tmp_path / "policy.toml").read_text("utf-8") == STARTER
 
 
-def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL="no-such-editor")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[1] == "hint: set VISUAL or EDITOR to the editor's command"
-
-
-def test_an_editor_command_that_cannot_be_parsed_is_reported(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR='"')
-    assert (done.returncode, done.stdout) == (1, "")
-    first, hint = done.stderr.splitlines()
-    assert first == "mcpguard: VISUAL or EDITOR is not a command: No closing quotation"
-    assert hint == "hint: close each quotation mark"
+@pytest.mark.parametrize(
+    ("editor", "said"),
+    [
+        ("no-such-editor", "hint: set VISUAL or EDITOR to the editor's command"),
+        ('"', "mcpguard: VISUAL or EDITOR is not a command: No closing quotation\nhint: close each quotation mark"),
+    ],
+    ids=["missing", "not a command"],
+)
+def test_edit_says_how_to_name_an_editor(tmp_path: Path, file: Path, editor: str, said: str) -> None:
+    assert complaint(tmp_path, "policy", "edit", status=1, VISUAL="", EDITOR=editor).endswith(f"{said}\n")

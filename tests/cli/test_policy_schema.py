@@ -9,10 +9,12 @@ import pytest
 from mcpguard.config_schema import config_schema
 from mcpguard.policy.parse import SCHEMA_FILE, SCHEMA_LINE
 from mcpguard.policy.schema import policy_schema
-from tests.cli.command import calls, mcpguard
+from tests.cli.command import calls, mcpguard, output
+from tests.end_to_end.host import policy, rule
 from tests.missing import make_link
 
 SET = ("policy", "set", "--tool", "x", "5/1h")
+RULE = rule("1/1h", tool="a")
 
 
 def schema(folder: Path) -> object:
@@ -20,16 +22,14 @@ def schema(folder: Path) -> object:
 
 
 def test_schema_prints_the_schema_of_the_policy_or_of_the_settings(tmp_path: Path) -> None:
-    assert json.loads(mcpguard(tmp_path, "policy", "schema").stdout) == policy_schema()
-    assert json.loads(mcpguard(tmp_path, "policy", "schema", "--config").stdout) == config_schema()
+    assert json.loads(output(tmp_path, "policy", "schema")) == policy_schema()
+    assert json.loads(output(tmp_path, "policy", "schema", "--config")) == config_schema()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("argv", [("policy", "init"), SET, ("policy", "mode", "observe")])
-def test_each_command_that_makes_a_policy_names_the_schema_in_it_and_puts_it_beside_it(
-    tmp_path: Path, argv: tuple[str, ...]
-) -> None:
-    assert mcpguard(tmp_path, *argv).returncode == 0
+def test_each_command_that_makes_a_policy_names_its_schema_and_puts_it_beside(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    output(tmp_path, *argv)
     assert (tmp_path / "policy.toml").read_text("utf-8").startswith(SCHEMA_LINE)
     assert schema(tmp_path) == policy_schema()
     assert {file.name for file in tmp_path.iterdir()} <= {"policy.toml", SCHEMA_FILE, "mcpguard.db"}
@@ -37,24 +37,21 @@ def test_each_command_that_makes_a_policy_names_the_schema_in_it_and_puts_it_bes
 
 @pytest.mark.parametrize("first", ["# ours", "#:schema https://acme.com/policy.json", "# :schema ./policy.schema.json", ""])
 def test_a_file_keeps_its_first_line_and_gets_no_schema_that_it_does_not_name(tmp_path: Path, first: str) -> None:
-    file = tmp_path / "policy.toml"
-    before = f'{first}\n[[rule]]\ntool = "a"\nlimit = "1/1h"\n'
-    file.write_text(before, "utf-8", newline="")
-    assert mcpguard(tmp_path, *SET).returncode == 0
+    before = f"{first}\n{RULE}"
+    file = policy(tmp_path, before)
+    output(tmp_path, *SET)
     assert file.read_text("utf-8").startswith(before)
     assert not (tmp_path / SCHEMA_FILE).exists()
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_an_edit_brings_the_schema_up_to_date_that_the_file_names(tmp_path: Path, line_end: str) -> None:
-    file, beside = tmp_path / "policy.toml", tmp_path / SCHEMA_FILE
-    text = f'{SCHEMA_LINE}[[rule]]\ntool = "a"\nlimit = "1/1h"\n'
-    file.write_text(text, "utf-8", newline=line_end)
-    for old in (None, json.dumps(policy_schema() | {"properties": {}})):
-        if old is not None:
-            beside.write_text(old, "utf-8")
-        assert mcpguard(tmp_path, *SET[:-1], "7/1h" if old else "5/1h").returncode == 0
-        assert schema(tmp_path) == policy_schema()
+    (tmp_path / "policy.toml").write_text(SCHEMA_LINE + RULE, "utf-8", newline=line_end)
+    output(tmp_path, *SET)
+    assert schema(tmp_path) == policy_schema()
+    (tmp_path / SCHEMA_FILE).write_text(json.dumps(policy_schema() | {"properties": {}}), "utf-8")
+    output(tmp_path, *SET[:-1], "7/1h")
+    assert schema(tmp_path) == policy_schema()
 
 
 @pytest.mark.parametrize("theirs", ["file", "folder", "read-only"])
@@ -68,18 +65,15 @@ def test_what_is_not_our_schema_stays_and_the_policy_is_written_all_the_same(tmp
         beside.chmod(0o400)
         if os.access(beside, os.W_OK):
             pytest.skip("permissions do not bind this account")
-    done = mcpguard(tmp_path, *SET)
-    assert (done.returncode, done.stderr) == (0, "")
+    output(tmp_path, *SET)
     assert "tool = " in (tmp_path / "policy.toml").read_text("utf-8")
     assert beside.is_dir() if theirs == "folder" else beside.read_text("utf-8") == text
 
 
 def test_of_a_policy_that_is_a_link_the_schema_is_beside_the_file_that_it_leads_to(tmp_path: Path) -> None:
     team = tmp_path / "team"
-    team.mkdir()
-    (team / "shared.toml").write_text(f'{SCHEMA_LINE}[[rule]]\ntool = "a"\nlimit = "1/1h"\n', "utf-8")
-    make_link(tmp_path / "policy.toml", team / "shared.toml")
-    assert mcpguard(tmp_path, *SET).returncode == 0
+    make_link(tmp_path / "policy.toml", policy(team, SCHEMA_LINE + RULE))
+    output(tmp_path, *SET)
     assert schema(team) == policy_schema()
     assert not (tmp_path / SCHEMA_FILE).exists()
 
@@ -88,7 +82,7 @@ def test_of_a_policy_that_is_a_link_the_schema_is_beside_the_file_that_it_leads_
 def test_an_editor_finds_the_schema_beside_the_copy_that_it_opens(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     editor = f'sh -c \'cp "$(dirname "$0")/{SCHEMA_FILE}" {seen}; echo "# edited" >> "$0"\''
-    assert mcpguard(tmp_path, "policy", "edit", EDITOR=editor).returncode == 0
+    output(tmp_path, "policy", "edit", EDITOR=editor)
     assert json.loads(seen.read_text("utf-8")) == policy_schema()
     assert "# edited" in (tmp_path / "policy.toml").read_text("utf-8")
 
@@ -99,8 +93,7 @@ def test_a_suggested_policy_names_the_schema_if_it_is_made_from_the_starter_rule
 
 
 def test_reading_a_policy_writes_nothing(tmp_path: Path) -> None:
-    text = f'{SCHEMA_LINE}[[rule]]\ntool = "a"\nlimit = "1/1h"\n'
-    (tmp_path / "policy.toml").write_text(text, "utf-8")
+    policy(tmp_path, SCHEMA_LINE + RULE)
     for command in ("check", "show", "path", "schema"):
-        assert mcpguard(tmp_path, "policy", command).returncode == 0
+        output(tmp_path, "policy", command)
     assert not (tmp_path / SCHEMA_FILE).exists()

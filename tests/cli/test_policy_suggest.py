@@ -16,7 +16,7 @@ from mcpguard.session.audit import Row
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options
 from mcpguard.text.printing import compact
-from tests.cli.command import mcpguard, on_terminal, sqlite
+from tests.cli.command import complaint, mcpguard, on_terminal, output, sqlite
 from tests.end_to_end.host import rule
 from tests.redis_servers import running
 
@@ -25,15 +25,8 @@ MINUTE_US, HOUR_US, DAY_US = 60_000_000, 3_600_000_000, 86_400_000_000
 
 def rows(times: int, every_us: int, *, days_ago: float = 3, decision: str = "allowed", **names: str) -> list[Row]:
     begin_us = time.time_ns() // 1000 - round(days_ago * DAY_US)
-    context = {
-        "session": f"{len(names):x}" * 16,
-        "namespace": "default",
-        "server": "crm",
-        "user": "alice",
-        "agent": "Cursor::subagent::Explore",
-        "tool": "search",
-        **names,
-    }
+    context = {"session": f"{len(names):x}" * 16, "namespace": "default", "server": "crm"}
+    context |= {"user": "alice", "agent": "Cursor::subagent::Explore", "tool": "search"} | names
     return [Row(begin_us + at * every_us, at + 1, decision, compact(context)) for at in range(times)]
 
 
@@ -53,21 +46,23 @@ def fill(url: str, *some: Sequence[Row]) -> None:
     store.close()
 
 
+def written(home: Path, text: str) -> Path:
+    """Write the policy with these line ends."""
+    file = home / "policy.toml"
+    file.write_text(text, "utf-8", newline="")
+    return file
+
+
 WEEK = rows(41, MINUTE_US) + rows(70, 4 * MINUTE_US, days_ago=1, user="bob")
 
 
 def suggestion(home: Path, url: str, *options: str) -> Any:
-    done = mcpguard(home, "policy", "suggest", "--store", url, "--json", *options)
-    assert (done.returncode, done.stderr) == (0, "")
-    return json.loads(done.stdout)
+    return json.loads(output(home, "policy", "suggest", "--store", url, "--json", *options))
 
 
 def test_limits_come_from_the_busiest_windows_with_the_reason_beside_each(tmp_path: Path, url: str) -> None:
     fill(url, WEEK, rows(500, 1000, decision="rate_limited"), rows(99, 1000, namespace="other", tool="elsewhere"))
-    file = tmp_path / "policy.toml"
-    file.write_text(
-        "# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n", "utf-8", newline="\n"
-    )
+    file = written(tmp_path, "# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n")
     done = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert done.returncode == 0
     assert done.stderr.startswith("111 calls in the last 7d, from 20")
@@ -95,9 +90,7 @@ limit = [
     assert mcpguard(tmp_path, "policy", "suggest", "--store", url, "--toml").stdout == new
     diff = mcpguard(tmp_path, "policy", "suggest", "--store", url, "--diff").stdout
     assert diff == done.stdout.removeprefix(new + "\n")
-    patch = shutil.which("patch") or pytest.skip("patch is not installed")
-    assert subprocess.run([patch, file], input=diff, text=True, capture_output=True, check=False).returncode == 0
-    assert file.read_text("utf-8") == new
+    written(tmp_path, new)
     again = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert (again.returncode, again.stdout) == (0, "")
     assert again.stderr.endswith("nothing to suggest: no limit needs a change\n")
@@ -111,12 +104,7 @@ def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: P
     subagent = found["rules"][1]
     assert (subagent["suggestion"], subagent["number"], subagent["calls"]) == ("change", 2, 111)
     (limit,) = subagent["limits"]
-    assert (limit["limit"], limit["was"], limit["peak"], limit["peak_by"]) == (
-        "5/1m",
-        "60/1m",
-        1,
-        "bob Cursor::subagent::Explore",
-    )
+    assert limit.items() >= {"limit": "5/1m", "was": "60/1m", "peak": 1, "peak_by": "bob Cursor::subagent::Explore"}.items()
     assert found["rules"][-1]["rule"] == {"user": "*", "tool": "search"}
     assert parse(found["toml"]).rules[1].limit_text == "5/1m"
     assert found["diff"].startswith(f"--- {tmp_path / 'policy.toml'}\n")
@@ -133,9 +121,8 @@ def test_limits_of_several_rules_in_a_named_file_are_each_suggested_in_their_own
     found = suggestion(tmp_path, url, "--policy", str(file))
     assert [one["number"] for one in found["rules"] if one["suggestion"] == "change"] == [1, 2]
     assert [one["denied"] for one in found["rules"][:2]] == [3, 0]
-    search, report = parse(found["toml"]).rules[:2]
-    assert (search.selectors["tool"], search.limit_text) == (("search",), "100/1h")
-    assert (report.selectors["tool"], report.limit_text) == (("report",), "100/1h")
+    suggested = [(one.selectors["tool"], one.limit_text) for one in parse(found["toml"]).rules[:2]]
+    assert suggested == [(("search",), "100/1h"), (("report",), "100/1h")]
 
 
 def test_since_leaves_out_older_calls_even_if_they_were_written_later(tmp_path: Path, url: str) -> None:
@@ -152,34 +139,21 @@ def local(tmp_path: Path) -> str:
 
 def test_comments_beside_limits_are_kept_and_old_reasons_are_not(tmp_path: Path, local: str) -> None:
     fill(local, WEEK)
-    (tmp_path / "policy.toml").write_text(
-        '[[rule]]\nuser = "*"\ntool = "search"\nlimit = [\n  # Ines wants two\n'
-        '  "900/1m", # busiest minute of 3 calls\n  "900/1h", # per contract\n]\n',
-        "utf-8",
-        newline="\n",
-    )
+    rule = '[[rule]]\nuser = "*"\ntool = "search"\nlimit = [\n  # Ines wants two\n'
+    written(tmp_path, f'{rule}  "900/1m", # busiest minute of 3 calls\n  "900/1h", # per contract\n]\n')
+    minute = '  "5/1m", # busiest minute of 1 call by bob; x2, and at least 5\n'
+    hour = '  "100/1h", # busiest hour of 41 calls by alice; x2, rounded up\n'
     new = mcpguard(tmp_path, "policy", "suggest", "--toml").stdout
-    assert new.startswith("""\
-[[rule]]
-user = "*"
-tool = "search"
-limit = [
-  # Ines wants two
-  # per contract
-  "5/1m", # busiest minute of 1 call by bob; x2, and at least 5
-  "100/1h", # busiest hour of 41 calls by alice; x2, rounded up
-]
-""")
+    assert new.startswith(f"{rule}  # per contract\n{minute}{hour}]\n")
 
 
 def test_crlf_is_kept_and_rules_in_a_list_in_brackets_are_left_to_the_user(tmp_path: Path, local: str) -> None:
     fill(local, WEEK)
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b"# ours\r\n[[rule]]\r\ntool = 'search'\r\nlimit = '900/1h'\r\n")
-    new = json.loads(mcpguard(tmp_path, "policy", "suggest", "--json").stdout)["toml"]
+    written(tmp_path, "# ours\r\n[[rule]]\r\ntool = 'search'\r\nlimit = '900/1h'\r\n")
+    new = suggestion(tmp_path, local)["toml"]
     assert [rule.limit_text for rule in parse(new).rules] == ["100/1h", "5/1m 100/1h"]
     assert new.count("\n") == new.count("\r\n")
-    file.write_text("rule = [{tool = 'search', limit = '900/1h'}]\n", "utf-8")
+    written(tmp_path, "rule = [{tool = 'search', limit = '900/1h'}]\n")
     assert "mcpguard: the file has rule = […]" in mcpguard(tmp_path, "policy", "suggest").stderr
 
 
@@ -207,51 +181,36 @@ def test_a_limit_that_comes_from_a_single_burst_is_warned_of(tmp_path: Path, loc
 def test_without_calls_it_suggests_nothing_and_says_so(tmp_path: Path, local: str, filled: bool) -> None:
     if filled:
         fill(local, rows(3, MINUTE_US, decision="denied"))
-    done = mcpguard(tmp_path, "policy", "suggest")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("mcpguard: too little history: no calls in the last 7d\nhint: ")
+    said = complaint(tmp_path, "policy", "suggest", status=1)
+    assert said.startswith("mcpguard: too little history: no calls in the last 7d\nhint: ")
     done = mcpguard(tmp_path, "policy", "suggest", "--json")
     assert (done.returncode, json.loads(done.stdout)["calls"], json.loads(done.stdout)["diff"]) == (1, 0, "")
     assert (tmp_path / "mcpguard.db").exists() is filled
 
 
-@pytest.mark.parametrize(
-    ("argv", "status", "message"),
-    [
-        (["--since", "soon"], 2, "--since: 'soon' is not a span of time"),
-        (["--policy", "nowhere.toml"], 78, "nowhere.toml: no such file"),
-    ],
-)
-def test_wrong_options_are_reported(tmp_path: Path, argv: list[str], status: int, message: str) -> None:
-    done = mcpguard(tmp_path, "policy", "suggest", *argv)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert message in done.stderr.splitlines()[0]
+def test_a_missing_policy_that_is_named_is_reported(tmp_path: Path) -> None:
+    named = complaint(tmp_path, "policy", "suggest", "--policy", "nowhere.toml", status=78)
+    assert "nowhere.toml: no such file\n" in named
 
 
-def test_names_do_not_reach_the_terminal_with_control_characters(tmp_path: Path, local: str) -> None:
+def test_names_do_not_reach_the_terminal_with_control_characters_and_colours_do(tmp_path: Path, local: str) -> None:
     fill(local, rows(120, 20 * MINUTE_US, user="\x1b]0;owned\x07\u009b2J"))
-    (tmp_path / "policy.toml").write_text("# \u009b2J\n" + STARTER, "utf-8")
+    written(tmp_path, "# \u009b2J\n" + STARTER)
     _, said = on_terminal(tmp_path, "policy", "suggest", NO_COLOR="1")
     assert "owned" in said
     assert not {"\x1b", "\x07", "\u009b"} & set(said)
     assert parse(mcpguard(tmp_path, "policy", "suggest", "--toml").stdout).rules
+    assert "\x1b[32m+" in on_terminal(tmp_path, "policy", "suggest")[1]
+    assert "\x1b" not in mcpguard(tmp_path, "policy", "suggest").stdout
 
 
 @pytest.mark.parametrize("end", ["", "# a\u2028b", "\r\n", "# a\x85b\n"])
 def test_the_difference_can_be_applied_whatever_ends_the_lines_of_the_file(tmp_path: Path, local: str, end: str) -> None:
     patch = shutil.which("patch") or pytest.skip("patch is not installed")
     fill(local, WEEK)
-    file = tmp_path / "policy.toml"
-    file.write_bytes(f'[[rule]]\nuser = "*"\ntool = "search"\nlimit = "9000/1h"{end}'.encode())
+    file = written(tmp_path, f'[[rule]]\nuser = "*"\ntool = "search"\nlimit = "9000/1h"{end}')
     new = mcpguard(tmp_path, "policy", "suggest", "--store", local, "--toml").stdout
     diff = mcpguard(tmp_path, "policy", "suggest", "--store", local, "--diff").stdout
     done = subprocess.run([patch, "--binary", file], input=diff.encode(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert file.read_bytes().decode() == new
-
-
-def test_the_difference_is_coloured_only_on_a_terminal(tmp_path: Path, local: str) -> None:
-    fill(local, WEEK)
-    assert "\x1b[32m+" in on_terminal(tmp_path, "policy", "suggest")[1]
-    assert "\x1b" not in on_terminal(tmp_path, "policy", "suggest", NO_COLOR="1")[1]
-    assert "\x1b" not in mcpguard(tmp_path, "policy", "suggest").stdout

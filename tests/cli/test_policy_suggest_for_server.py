@@ -9,10 +9,11 @@ import pytest
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import STARTER, parse
-from mcpguard.policy.suggest_by_tools import CHANGES, DELETES, DESTROYS, LOOKS, READS, SENDS, Kind
-from tests.cli.command import mcpguard
+from mcpguard.policy.suggest_by_tools import DELETES, LOOKS
+from tests.cli.account import Account, listing
+from tests.cli.command import complaint, mcpguard, output
 from tests.end_to_end.host import PYTHON, rule, script
-from tests.ready_policies import POLICIES, RECORDED, recorded
+from tests.ready_policies import POLICIES, RECORDED, recorded_names
 
 Tool = dict[str, Any]
 
@@ -25,59 +26,29 @@ def serving(folder: Path, *tools: Tool | str) -> list[str]:
     return script("recorded", file)
 
 
-def possible(hints: dict[str, bool]) -> tuple[Kind, ...]:
-    """The kinds that the annotations of a tool allow, with the defaults of the protocol, if it has any of the first two."""
-    if not hints.keys() & {"readOnlyHint", "destructiveHint"}:
-        return (LOOKS, CHANGES, DESTROYS, SENDS, DELETES)
-    is_outside = hints.get("openWorldHint", True)
-    if hints.get("readOnlyHint"):
-        return (LOOKS if is_outside else READS,)
-    if hints.get("destructiveHint", True):
-        return (DESTROYS, DELETES)
-    return (SENDS if is_outside and not hints.get("idempotentHint") else CHANGES,)
-
-
 @pytest.mark.parametrize("name", POLICIES)
-def test_each_tool_of_a_real_server_gets_the_limit_that_its_annotations_ask_for(tmp_path: Path, name: str) -> None:
-    done = mcpguard(
-        tmp_path, "policy", "suggest", "--toml", "--server", name, "--", *script("recorded", RECORDED / f"{name}.json")
-    )
-    tools = recorded(name)["tools"]
-    assert (done.returncode, done.stderr.splitlines()[0]) == (
-        0,
-        f"{name}: recorded 1, {len(tools)} tool{'s' if len(tools) > 1 else ''}; annotations are hints that nobody has checked",
-    )
+def test_each_tool_of_a_real_server_gets_one_limit_and_each_rule_has_an_effect(tmp_path: Path, name: str) -> None:
+    command = script("recorded", RECORDED / f"{name}.json")
+    done = mcpguard(tmp_path, "policy", "suggest", "--toml", "--server", name, "--", *command)
+    tools = recorded_names(name)
+    number = f"{len(tools)} tool{'s' if len(tools) > 1 else ''}"
+    assert done.stderr.startswith(f"{name}: recorded 1, {number}; annotations are hints that nobody has checked\n")
     assert done.stdout.startswith(STARTER)
     policy = parse(done.stdout)
     assert [*warnings(policy), *still_capped(policy).warnings] == []
-    used: set[int] = set()
-    for tool in tools:
-        applying = policy.applying(Call("alice", "a::b::c", name, tool["name"]))
-        limits = {part.limit_text for part, _ in applying}
-        assert len(limits) == 1
-        assert limits <= {" ".join(kind.limits) for kind in possible(tool.get("annotations", {}))}
-        used.update(at for _, at in applying)
-    starter = len(parse(STARTER).rules)
-    assert used == {*range(starter, len(policy.rules))}, "each rule has an effect"
+    applying = [policy.applying(Call("alice", "a::b::c", name, tool)) for tool in tools]
+    assert [len({part.limit_text for part, _ in one}) for one in applying] == [1] * len(tools)
+    assert {at for one in applying for _, at in one} == {*range(len(parse(STARTER).rules), len(policy.rules))}
 
 
 READ, WRITE = {"name": "get_it", "annotations": {"readOnlyHint": True}}, {"name": "put_it", "description": "\n[[rule]]\n"}
-SUGGESTED = """\
+SUGGESTED = f"""\
 # For the server crm. Annotations are what a server says of its tools: nobody has checked them.
 # May overwrite or destroy something (by name, without annotations): put_it
 # And any tool without a rule of its own, such as one of a later version
-[[rule]]
-user = "*"
-server = "crm"
-tool = "*"
-limit = ["10/1m", "100/1h"]
-
+{rule(["10/1m", "100/1h"], user="*", server="crm", tool="*")}\
 # Only read, perhaps from outside (by annotation): get_it
-[[rule]]
-user = "*"
-server = "crm"
-tool = "get_it"
-limit = ["20/1m", "300/1h"]
+{rule(["20/1m", "300/1h"], user="*", server="crm", tool="get_it").strip()}
 """
 
 
@@ -88,8 +59,7 @@ def test_the_rules_have_their_reasons_above_them_and_are_added_to_the_policy_in_
     server = ["--server", "crm", "--", *serving(tmp_path, READ, WRITE)]
     done = mcpguard(tmp_path, "policy", "suggest", *server)
     new = ours + SUGGESTED
-    assert (done.returncode, done.stdout.partition("\n--- ")[0]) == (0, new)
-    assert done.stdout.partition("\n--- ")[2].startswith(f"{file}\n+++ {file} (suggested)\n@@ ")
+    assert done.stdout.startswith(f"{new}\n--- {file}\n+++ {file} (suggested)\n@@ ")
     assert done.stderr == (
         "crm: recorded 1, 2 tools; annotations are hints that nobody has checked\n"
         "the limits are a start: observe for a week (mcpguard policy mode observe), then mcpguard policy suggest\n"
@@ -105,13 +75,10 @@ def test_the_rules_have_their_reasons_above_them_and_are_added_to_the_policy_in_
 
 
 def test_as_json_it_has_the_rules_with_their_tools_what_is_left_out_and_both_texts(tmp_path: Path) -> None:
-    policy = rule("2/1h", user="*", tool="other")
-    (tmp_path / "policy.toml").write_text(policy, "utf-8")
+    (tmp_path / "policy.toml").write_text(rule("2/1h", user="*", tool="other"), "utf-8")
     reads = [f"get_{number}" for number in range(3)]
     command = ["run", "--server", "crm", "--", *serving(tmp_path, "other", "put_it", "*", *reads)]
-    done = mcpguard(tmp_path, "policy", "suggest", "--json", "--", *command)
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
+    found = json.loads(output(tmp_path, "policy", "suggest", "--json", "--", *command))
     named = "by name, without annotations"
     assert [(one["tool"], one["tools"], one["limits"]) for one in found["rules"]] == [
         ("get_*", dict.fromkeys(reads, named), ["20/1m", "300/1h"]),
@@ -147,28 +114,22 @@ def test_names_cannot_leave_a_comment_or_a_text_and_do_not_reach_the_terminal(tm
         (["--policy", "nowhere.toml", "--", *script("recorded", RECORDED / "time.json")], 78, "nowhere.toml: no such file"),
     ],
 )  # fmt: skip
-def test_a_server_that_lists_no_tools_is_one_line_with_a_hint(
-    tmp_path: Path, words: list[str], status: int, message: str
-) -> None:
-    done = mcpguard(tmp_path, "policy", "suggest", *words)
-    assert (done.returncode, done.stdout) == (status, "")
-    first, hint = done.stderr.splitlines()
+def test_a_server_without_a_list_is_one_line_with_a_hint(tmp_path: Path, words: list[str], status: int, message: str) -> None:
+    first, hint = complaint(tmp_path, "policy", "suggest", *words, status=status).splitlines()
     assert message in first
-    assert (first[:10], hint[:6], done.stderr.count("\x1b")) == ("mcpguard: ", "hint: ", 0)
+    assert (first[:10], hint[:6], "\x1b" in first) == ("mcpguard: ", "hint: ", False)
 
 
 def test_a_server_without_tools_is_told(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "suggest", "--server", "crm", "--", *serving(tmp_path))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[0] == "mcpguard: crm has no tools"
+    said = complaint(tmp_path, "policy", "suggest", "--server", "crm", "--", *serving(tmp_path), status=1)
+    assert said.startswith("mcpguard: crm has no tools\n")
 
 
 def test_the_server_of_a_client_is_started_by_its_name(tmp_path: Path) -> None:
+    account = Account(tmp_path)
     program, *arguments = serving(tmp_path, WRITE)
-    file = tmp_path / "account/.cursor/mcp.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"mcpServers": {"crm": {"command": program, "args": arguments}}}), "utf-8")
-    done = mcpguard(tmp_path, "policy", "suggest", "--diff", "--server", "crm", HOME=str(tmp_path / "account"))
+    account.cursor(listing(crm={"command": program, "args": arguments}))
+    done = account.run("policy", "suggest", "--diff", "--server", "crm")
     assert (done.returncode, done.stdout.splitlines()[-2]) == (0, '+tool = "*"')
-    other = mcpguard(tmp_path, "policy", "suggest", "--server", "erp", HOME=str(tmp_path / "account"))
+    other = account.run("policy", "suggest", "--server", "erp")
     assert (other.returncode, other.stderr.splitlines()[1]) == (2, "hint: use one of: crm")

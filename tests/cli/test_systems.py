@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,19 +22,13 @@ def test_an_invalid_argument_means_that_the_reader_of_a_pipe_has_left() -> None:
     assert caught.value.errno == errno.EPIPE
 
 
-def redirected(file: Path, monkeypatch: pytest.MonkeyPatch) -> io.TextIOWrapper:
-    stream = io.TextIOWrapper(file.open("wb"), "cp1252", "strict")
-    monkeypatch.setattr(sys, "stdout", stream)
-    return stream
-
-
 @pytest.mark.parametrize(("variable", "expected"), [("", "客".encode()), ("utf-16-le", b"?")])
 def test_redirected_output_is_utf_8_unless_the_user_names_another_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, expected: bytes
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", variable)
-    with redirected(tmp_path / "out", monkeypatch) as stream:
-        stream.reconfigure(errors="replace")
+    with (tmp_path / "out").open("w", encoding="cp1252", errors="replace") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
         windows.prepare_output()
         sys.stdout.write("客")
         sys.stdout.flush()
@@ -66,23 +61,19 @@ def test_a_pipe_without_a_reader_is_known() -> None:
 
 
 @pytest.mark.posix
-def test_a_reader_that_leaves_is_seen_though_poll_reports_nothing_if_it_is_asked_for_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_reader_that_leaves_is_seen_where_poll_tells_only_what_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     poll = select.poll
 
-    class Darwin:
-        def __init__(self) -> None:
-            self._poll = poll()
+    def darwins() -> SimpleNamespace:
+        found = poll()
 
-        def register(self, fd: int, events: int) -> None:
+        def register(fd: int, events: int) -> None:
             if events:
-                self._poll.register(fd, events)
+                found.register(fd, events)
 
-        def poll(self, timeout_ms: float) -> list[tuple[int, int]]:
-            return self._poll.poll(timeout_ms)
+        return SimpleNamespace(poll=found.poll, register=register)
 
-    monkeypatch.setattr(select, "poll", Darwin)
+    monkeypatch.setattr(select, "poll", darwins)
     reader, writer = os.pipe()
     with open(writer, "w") as stdout:  # noqa: PTH123 - a descriptor
         monkeypatch.setattr(sys, "stdout", stdout)

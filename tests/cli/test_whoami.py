@@ -1,13 +1,12 @@
 import getpass
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
-from tests.cli.command import mcpguard, on_terminal
+from tests.cli.command import complaint, mcpguard, on_terminal
 from tests.provider import AUDIENCE, ISSUER, KeyServer, settings, token, write_token
 
 
@@ -48,8 +47,7 @@ def test_it_takes_the_arguments_of_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("before", [["run"], ["/opt/mcpguard", "run"]])
 def test_the_arguments_of_a_clients_entry_can_be_pasted_as_they_are(tmp_path: Path, before: list[str]) -> None:
     entry = [*before, "--server", "crm", "--user", "alice@acme.com", "--", "npx", "-y", "@acme/crm-server"]
-    report = whoami(tmp_path, *entry)
-    assert (report["user"], report["user_from"], report["server"]) == ("alice@acme.com", "--user", "crm")
+    assert whoami(tmp_path, *entry).items() >= {"user": "alice@acme.com", "user_from": "--user", "server": "crm"}.items()
     assert whoami(tmp_path, "--user", "bob@acme.com", *entry)["user"] == "bob@acme.com"
 
 
@@ -62,37 +60,21 @@ def test_it_warns_of_a_token_that_is_not_used(tmp_path: Path) -> None:
 
 def test_it_shows_a_verified_user_and_the_claims_but_not_the_token(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
-    expires_s = int(time.time()) + 600
     secret = token(
-        exp=expires_s,
-        email="alice@acme.com",
-        scope="read write",
-        realm_access={"roles": ["dev"]},
-        agent="nightly",
+        email="alice@acme.com", scope="read write", realm_access={"roles": ["dev"]}, agent="nightly",
         act={"sub": "b", "act": {"sub": "a"}},
-    )
+    )  # fmt: skip
     write_token(file, secret)
     done = mcpguard(tmp_path, "whoami", "--json")
     assert done.returncode == 0
     assert not [piece for piece in secret.split(".") if piece in done.stdout + done.stderr]
     report = json.loads(done.stdout)
     assert report.pop("token").pop("claims")["sub"] == "alice"
-    age_s = report["keys"].pop("age_seconds")
-    assert 0 <= age_s < 60
+    assert 0 <= report["keys"].pop("age_seconds") < 60
     assert report["keys"].pop("fetched").endswith("Z")
-    assert report == {
-        "user": "alice",
-        "user_source": "jwt",
-        "agent": "unknown::interactive::nightly",
-        "agent_source": "jwt",
-        "email": "alice@acme.com",
-        "roles": ["dev"],
-        "scopes": ["read", "write"],
-        "act": ["a", "b"],
-        "keys": {"source": keys.url},
-        "problems": [],
-        "warnings": [],
-    }
+    who = {"user": "alice", "user_source": "jwt", "agent": "unknown::interactive::nightly", "agent_source": "jwt"}
+    claims = {"email": "alice@acme.com", "roles": ["dev"], "scopes": ["read", "write"], "act": ["a", "b"]}
+    assert report == who | claims | {"keys": {"source": keys.url}, "problems": [], "warnings": []}
 
 
 @pytest.mark.posix
@@ -148,8 +130,6 @@ def test_the_table_fits_eighty_columns_and_has_no_control_characters(tmp_path: P
 
 def test_invalid_settings_are_reported_in_one_line_and_a_hint(tmp_path: Path) -> None:
     settings(tmp_path, "http://idp.acme.com/keys")
-    done = mcpguard(tmp_path, "whoami")
-    assert (done.returncode, done.stdout) == (78, "")
-    message, hint = done.stderr.splitlines()
+    message, hint = complaint(tmp_path, "whoami", status=78).splitlines()
     assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
     assert hint.startswith("hint: write jwks = ")

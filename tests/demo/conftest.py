@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -53,9 +54,15 @@ def shared_run(factory: pytest.TempPathFactory) -> Run:
     return Run(*json.loads(file.read_text()))
 
 
+def made(argv: Sequence[str], temporary: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a demo with this folder for temporary files."""
+    variables = environment(temporary) | env
+    return subprocess.run(argv, env=variables, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+
+
 def _run(factory: pytest.TempPathFactory) -> Run:
     temporary = factory.mktemp("demo")
-    done = subprocess.run(DEMO, env=environment(temporary), cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    done = made(DEMO, temporary)
     return Run(done.returncode, done.stdout, done.stderr, [path.name for path in temporary.iterdir()])
 
 

@@ -32,17 +32,10 @@ def test_a_customer_is_found_by_city_in_any_case(query: str, found: list[str]) -
 
 
 def test_a_report_adds_up_the_orders_of_its_month() -> None:
-    assert call("generate_report", month="2026-09").structured_content == {
-        "month": "2026-09",
-        "orders": 4,
-        "revenue_eur": 33_480,
-        "best_customer": "Halden Freight",
-    }
-
-
-def test_a_month_without_orders_gives_an_empty_report() -> None:
-    report = call("generate_report", month="2020-01").structured_content
-    assert (report["orders"], report["revenue_eur"]) == (0, 0)
+    september = {"month": "2026-09", "orders": 4, "revenue_eur": 33_480, "best_customer": "Halden Freight"}
+    assert call("generate_report", month="2026-09").structured_content == september
+    none = call("generate_report", month="2020-01").structured_content
+    assert (none["orders"], none["revenue_eur"]) == (0, 0)
 
 
 def test_a_page_has_the_title_of_its_customer() -> None:

@@ -8,11 +8,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NoReturn, cast
+from typing import IO, NoReturn
+from unittest.mock import AsyncMock
 
 import anyio
 import pytest
-from mcp import Client, MCPError
+from mcp import MCPError
 
 from mcpguard.demo import story
 from mcpguard.demo.story import ALICE, BOB, CAROL, Stage, Tally, last_line
@@ -20,11 +21,12 @@ from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
 from tests.cli.command import trapped
-from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
+from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment, made
 
 
-def test_it_ends_well_and_leaves_nothing_behind(run: Run) -> None:
+def test_it_ends_well_with_what_to_do_next_and_leaves_nothing_behind(run: Run) -> None:
     assert (run.status, run.err, run.left_behind) == (0, "", [])
+    assert run.out.splitlines()[-1].strip() == "mcpguard install"
 
 
 def test_each_limit_holds_and_bob_is_never_denied(run: Run) -> None:
@@ -54,17 +56,12 @@ def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
     assert f"{message}           100 calls per 1h. Retry in 3600 seconds.\n  data\n    {{\n" in run.out
     assert '"axis": "user",' in run.out
     assert '"retry_after_ms": ' in run.out
-    assert "rate limit exceeded for user alice@acme.com" in " ".join(run.out.split())
 
 
 def test_it_shows_the_last_denials_in_the_audit_log(run: Run) -> None:
     rows = run.out.partition("mcpguard audit tail -n")[2].partition("Next:")[0]
     assert "generate_report" in rows
     assert "rate_limited" in rows
-
-
-def test_it_ends_with_what_to_do_next(run: Run) -> None:
-    assert run.out.splitlines()[-1].strip() == "mcpguard install"
 
 
 def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
@@ -81,9 +78,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_it_keeps_its_folder_if_asked_to(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_may_keep_its_folder(temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(story, "LOOP_CALLS", 30)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert story.run_demo(keep=True) == 0
@@ -118,33 +113,27 @@ def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: 
 
 @pytest.mark.posix
 @pytest.mark.parametrize(("trap", "status"), [("true", -signal.SIGINT), ("trap '' INT", 7)])
-def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
-    tmp_path: Path, trap: str, status: int
-) -> None:
+def test_ctrl_c_during_imports_ends_it_quietly_unless_its_parent_had_it_ignored(tmp_path: Path, trap: str, status: int) -> None:
     # An import may make another error of a `KeyboardInterrupt`
     interrupted = (
         "try:\n    signal.raise_signal(signal.SIGINT)\n    os._exit(7)\n"
         "except KeyboardInterrupt:\n    raise ValueError('no schema')"
     )
-    env = environment(tmp_path) | {"PYTHONPATH": trapped(tmp_path, "mcp.client", interrupted)}
     argv = ["/bin/sh", "-c", f'{trap}; exec "$@"', "sh", *DEMO]
-    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    done = made(argv, tmp_path, PYTHONPATH=trapped(tmp_path, "mcp.client", interrupted))
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
-    env = environment(tmp_path) | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(SHORT_DEMO, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    done = made(SHORT_DEMO, tmp_path, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert r" \xd7" in done.stdout
 
 
 @pytest.mark.posix
 def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
-    closed = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *SHORT_DEMO]
-    done = subprocess.run(closed, env=environment(tmp_path), cwd=ROOT, stderr=subprocess.PIPE, encoding="utf-8", check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert list(tmp_path.iterdir()) == []
+    done = made(["/bin/sh", "-c", 'exec "$@" >&-', "sh", *SHORT_DEMO], tmp_path)
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [])
 
 
 @pytest.mark.parametrize("last", ["mcpguard demo", "caught in a loop"])
@@ -196,21 +185,16 @@ def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_pa
     assert failure.value.hint == f"mcpguard: {tmp_path / 'mcpguard.db'} is a folder"
 
 
-class Refusing:
-    """A client whose calls are answered with an error."""
-
-    def __init__(self, code: int) -> None:
-        self.error = MCPError(code, "Tool x was not called", {"axis": "user"})
-
-    async def call_tool(self, *_: object) -> NoReturn:
-        raise self.error
-
-
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
     tally = Tally(ALICE, "search_customers")
-    anyio.run(tally.call, cast(Client, Refusing(RATE_LIMITED)))
+
+    def refuse(code: int) -> None:
+        client = AsyncMock(**{"call_tool.side_effect": MCPError(code, "Tool x was not called", {"axis": "user"})})
+        anyio.run(tally.call, client)
+
+    refuse(RATE_LIMITED)
     with pytest.raises(MCPError, match="Tool x was not called"):
-        anyio.run(tally.call, cast(Client, Refusing(UNAVAILABLE)))
+        refuse(UNAVAILABLE)
     assert (tally.made, tally.denied) == (1, {"user": 1})
 
 
@@ -234,12 +218,9 @@ def processes_with(folder: Path) -> list[int]:
     """The processes that have this folder as their place for temporary files."""
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            variables = environ.read_bytes().split(b"\0")
-        except OSError:
-            continue  # ended meanwhile, or another account's
-        if f"TMPDIR={folder}".encode() in variables:
-            found.append(int(environ.parent.name))
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another account's
+            if f"TMPDIR={folder}".encode() in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
     return found
 
 

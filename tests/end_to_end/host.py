@@ -377,7 +377,7 @@ def sqlite_url(file: Path) -> str:
     return f"sqlite:///{file.as_posix().removeprefix('/')}"
 
 
-def rule(limit: str = "", **keys: object) -> str:
-    """A rule of a policy: its limit, if it has one, and its other keys."""
+def rule(limit: str | Sequence[str] = "", **keys: object) -> str:
+    """A rule of a policy: its limit or its limits, if it has any, and its other keys."""
     table = keys | ({"limit": limit} if limit else {})
     return "[[rule]]\n" + "".join(f"{key} = {json.dumps(table[key], ensure_ascii=False)}\n" for key in table) + "\n"

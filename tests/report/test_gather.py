@@ -80,11 +80,9 @@ def test_denials_within_a_minute_of_each_other_are_one_burst() -> None:
     early = [stored(at * GAP_US, "rate_limited") for at in range(LEAST)]
     late = [stored(LEAST * GAP_US + 1 + at, "rate_limited", repeats=2) for at in range(LEAST)]
     other = [stored(at, "rate_limited", user="bob") for at in range(LEAST - 1)]
-    found = of(*sorted([*early, *late, *other], key=lambda one: one.row.time_us)).bursts.worst()
-    assert [(burst.calls, burst.last_us - burst.first_us, burst.kind[1]) for burst in found] == [
-        (2 * LEAST, LEAST - 1, "alice"),
-        (LEAST, (LEAST - 1) * GAP_US, "alice"),
-    ]
+    worst = of(*sorted([*early, *late, *other], key=lambda one: one.row.time_us)).bursts.worst()
+    found = [(burst.calls, burst.last_us - burst.first_us, burst.kind[1]) for burst in worst]
+    assert found == [(2 * LEAST, LEAST - 1, "alice"), (LEAST, (LEAST - 1) * GAP_US, "alice")]
 
 
 def test_the_largest_bursts_are_kept_however_many_there_are() -> None:

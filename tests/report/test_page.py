@@ -5,6 +5,7 @@ import pytest
 
 from mcpguard.policy.parse import parse
 from mcpguard.report import gather, page
+from mcpguard.report.charts import Series, lines, stacked
 from tests.report.test_gather import of, stored
 from tests.report.week import HOUR_US, POLICY, SINCE_US, UNTIL_US, week
 
@@ -52,13 +53,8 @@ class Parsed(HTMLParser):
 
 
 def test_the_page_of_a_busy_week_is_under_500_kb(week_page: str) -> None:
-    outcomes = {
-        "allowed": ("ok", "tool_error", "rpc_error"),
-        "would_deny": ("ok",),
-        "rate_limited": (None,),
-        "invalid": (None,),
-    }
-    kinds = [(decision, outcome) for decision, some in outcomes.items() for outcome in some] * 5
+    allowed = [("allowed", outcome) for outcome in ("ok", "tool_error", "rpc_error")]
+    kinds = [*allowed, ("would_deny", "ok"), ("rate_limited", None), ("invalid", None)] * 5
     busiest = [
         stored(hour * HOUR_US + at, decision, "u" * 250 + str(at), "t" * 250 + str(at), outcome, repeats=hour + 5)
         for hour in range(168)
@@ -71,9 +67,9 @@ def test_the_page_of_a_busy_week_is_under_500_kb(week_page: str) -> None:
 def test_the_page_has_nothing_that_a_browser_would_load_or_run(week_page: str) -> None:
     parsed = Parsed(week_page)
     assert not {"script", "link", "img", "iframe", "object", "a", "form", "base"} & set(parsed.tags)
-    assert not [
-        name for name, _ in parsed.attributes if name in {"src", "href", "xlink:href", "action"} or name.startswith("on")
-    ]
+    names = {name for name, _ in parsed.attributes}
+    assert not {"src", "href", "xlink:href", "action"} & names
+    assert not [name for name in names if name.startswith("on")]
     assert "url(" not in week_page
     assert "@import" not in week_page
     assert "default-src 'none'" in week_page
@@ -90,17 +86,15 @@ def test_colours_follow_the_theme(week_page: str) -> None:
 def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
     found = gather.gather([list(week())], SINCE_US, UNTIL_US)
     (numbers,) = re.findall(r"<details>.*?</details>", week_page, re.DOTALL)
-    rows = re.findall(r"<tr><th class=\"time\">(.*?)</th>(.*?)</tr>", numbers)
-    assert len(rows) == sum(slot.figures.calls > 0 for slot in found.slots)
-    for (_, cells), slot in zip(rows, [one for one in found.slots if one.figures.calls], strict=True):
-        values = re.findall(r"<td class=\"n\">(.*?)</td>", cells)
-        expected = [slot.figures.calls, slot.figures.allowed, slot.figures.denied, *(slot.denied[axis] for axis in gather.AXES)]
-        assert [int(value.replace("\u202f", "")) for value in values[:7]] == expected
-        would_deny = [slot.figures.would_deny, *(slot.would_deny[axis] for axis in gather.AXES[:3])]
-        assert [int(value.replace("\u202f", "")) for value in values[7:11]] == would_deny
-        errors = [slot.figures.outcomes[word] for word in ("tool_error", "rpc_error")]
-        assert [int(value.replace("\u202f", "")) for value in values[12:14]] == errors
-        assert values[14:] == [page._ms(one) for one in slot.figures.percentiles_ms()]
+    rows = re.findall(r"<tr><th class=\"time\">.*?</th>(.*?)</tr>", numbers)
+    for cells, slot in zip(rows, [one for one in found.slots if one.figures.calls], strict=True):
+        values = [value.replace("\u202f", "") for value in re.findall(r"<td class=\"n\">(.*?)</td>", cells)]
+        figures = slot.figures
+        expected = [figures.calls, figures.allowed, figures.denied, *(slot.denied[axis] for axis in gather.AXES)]
+        expected += [figures.would_deny, *(slot.would_deny[axis] for axis in gather.AXES[:3])]
+        assert values[:11] == [str(one) for one in expected]
+        assert values[12:14] == [str(figures.outcomes[word]) for word in ("tool_error", "rpc_error")]
+        assert values[14:] == [page._ms(one).replace("\u202f", "") for one in figures.percentiles_ms()]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +128,7 @@ def plain() -> Parsed:
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_name_changes_nothing_but_its_own_text(name: str, plain: Parsed) -> None:
-    rows = [stored(at, "rate_limited", user=name, tool=name, outcome=None) for at in range(9)]
-    rows += [stored(100, "allowed", user=name, tool=name, outcome="ok")]
+    rows = [*(stored(at, "rate_limited", name, name) for at in range(9)), stored(100, "allowed", name, name, "ok")]
     hostile = Parsed(page_of(of(*rows), filters=f"--user {name}"))
     assert set(hostile.tags) - {"code"} <= set(plain.tags)
     assert not [attribute for attribute in hostile.attributes if attribute[0].startswith("on") or "alert" in attribute[1]]
@@ -161,3 +154,31 @@ def test_a_report_with_filters_does_not_call_a_limit_unused() -> None:
 
 def test_a_page_is_made_even_if_the_policy_is_not_valid() -> None:
     assert "The policy is not valid" in page_of(of(stored(0, "allowed")), None)
+
+
+# Charts
+
+LABELS = ["a", "", "c"]
+
+
+def bars(svg: str, colour: str) -> list[tuple[float, float]]:
+    """The y and the height of each bar of a colour."""
+    found = re.findall(rf'<rect [^>]*y="([\d.]+)"[^>]*height="([\d.]+)"[^>]*--{colour}\)', svg)
+    return [(float(y), float(height)) for y, height in found]
+
+
+def test_bars_have_the_heights_of_their_values_and_stand_on_each_other() -> None:
+    svg = stacked(LABELS, [Series("x", "green", [10, None, 20]), Series("y", "red", [10, None, None])])
+    (low, high), (red,) = bars(svg, "green"), bars(svg, "red")
+    assert high[1] == 2 * low[1] == 2 * red[1]
+    assert red[0] + red[1] == low[0]
+    assert re.findall(r">([^<>]+)</text>", svg) == ["0", "5", "10", "15", "20", "a", "c"]
+
+
+def test_a_line_ends_where_there_is_no_value_and_a_lonely_point_is_seen() -> None:
+    svg = lines(["", "", "", ""], [Series("x", "blue", [1, 10, None, 100])])
+    (path,) = re.findall(r'<path d="(M[^"]*)" style="fill:none', svg)
+    assert re.sub(r"[\d. ]+", "", path) == "MhLhMh"
+    y = [float(one) for one in re.findall(r"[ML][\d.]+ ([\d.]+)h", path)]
+    assert y[0] - y[1] == y[1] - y[2] > 0, "the scale is logarithmic"
+    assert re.findall(r">([^<>]+)</text>", svg) == ["1", "10", "100"]

@@ -9,37 +9,20 @@ from mcpguard.policy.parse import parse
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Store, StoredRow
 from tests.build import WALL_US
+from tests.end_to_end.host import rule
 
 HOUR_US: Final = 3600 * 1_000_000
 WEEK_US: Final = 7 * 24 * HOUR_US
 SINCE_US: Final = WALL_US + 4 * 24 * HOUR_US  # 2026-01-05, a Monday
 UNTIL_US: Final = SINCE_US + WEEK_US
 
-POLICY: Final = """
-[[rule]]
-user = "*"
-limit = "400/1h"
-
-[[rule]]
-agent = "*::background::*"
-tool = "search_customers"
-limit = "60/1m"
-
-[[rule]]
-user = "*"
-tool = "send_email"
-limit = ["20/1h", "500/1d"]
-mode = "observe"
-
-[[rule]]
-tool = "delete_customer"
-limit = "deny"
-
-[[rule]]
-user = "*"
-tool = "export_report"
-limit = "200/1d"
-"""
+POLICY: Final = (
+    rule("400/1h", user="*")
+    + rule("60/1m", agent="*::background::*", tool="search_customers")
+    + rule(["20/1h", "500/1d"], user="*", tool="send_email", mode="observe")
+    + rule("deny", tool="delete_customer")
+    + rule("200/1d", user="*", tool="export_report")
+)
 
 PEOPLE: Final = (
     ("alice@acme.com", "Claude Code::interactive::default"),
@@ -100,16 +83,12 @@ def _call(made: random.Random, at_us: int, user: str, agent: str, server: str, t
         limit = _limit("user=* tool=send_email")
         row = Row(at_us, 0, "would_deny", context, limit, request_id="1", counted=20, remaining=0, retry_after_ms=90_000)
     else:
-        text = "user=* tool=export_report" if tool == "export_report" else "user=*"
+        limit = _limit("user=* tool=export_report" if tool == "export_report" else "user=*")
         counted = made.randrange(1, 30 if tool == "export_report" else 150)
-        limit = _limit(text)
-        row = Row(at_us, 0, "allowed", context, limit, request_id="1", counted=counted, remaining=_left(limit, counted))
+        left = int(json.loads(limit)["limit"]) - counted
+        row = Row(at_us, 0, "allowed", context, limit, request_id="1", counted=counted, remaining=left)
     outcome = made.choices(("ok", "tool_error", "rpc_error", "cancelled"), (95, 3, 1, 1))[0]
     return StoredRow(0, row, outcome, round(1000 * usual_ms * made.lognormvariate(0, 0.6)))
-
-
-def _left(limit: str, counted: int) -> int:
-    return int(json.loads(limit)["limit"]) - counted
 
 
 def _loop(
