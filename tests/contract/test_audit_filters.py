@@ -68,9 +68,7 @@ def day(place: Place) -> Place:
     ],
 )
 @pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
-def test_a_filter_finds_its_rows_oldest_first_and_newest_first(
-    day: Place, wanted: Wanted, hours: list[int], *, is_drained: bool
-) -> None:
+def test_a_filter_finds_its_rows_in_both_orders(day: Place, wanted: Wanted, hours: list[int], *, is_drained: bool) -> None:
     if is_drained:
         store = day.open()
         while store.needs_tending:

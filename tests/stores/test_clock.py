@@ -31,9 +31,7 @@ class Libc:
 
 
 @pytest.mark.posix
-def test_macos_clock_counts_sleep_and_has_another_base_than_that_of_versions_whose_clock_did_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_macos_clock_counts_sleep_and_has_another_base_than_one_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
     module = as_on("darwin", clock, monkeypatch)
     monkeypatch.setattr(time, "clock_gettime_ns", {time.CLOCK_MONOTONIC_RAW: 7_000_999}.__getitem__)
     assert (module.boot_us(), module.boot_us(5)) == (7_000, 7_005)

@@ -103,15 +103,11 @@ def test_on_macos_a_folder_of_which_nothing_is_known_is_accepted(monkeypatch: py
         "/Users/a/Library/CloudStorage/Dropbox/state",
     ],
 )
-def test_on_macos_a_folder_that_is_kept_in_a_cloud_is_refused_however_its_name_is_written(
-    monkeypatch: pytest.MonkeyPatch, folder: str
-) -> None:
+def test_on_macos_a_folder_in_a_cloud_is_refused_however_it_is_written(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     assert on_macos(monkeypatch).network_volume(folder) == "a folder that is synchronized with a cloud"
 
 
-def test_on_windows_a_path_to_another_machine_and_a_drive_that_stands_for_one_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_on_windows_a_path_to_another_machine_and_a_drive_for_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = as_on("win32", filesystem, monkeypatch)
     kernel32 = SimpleNamespace(GetVolumePathNameW=lambda *_: 0, GetDriveTypeW=lambda root: 4 if root.value[0] == "N" else 3)
     monkeypatch.setattr(ctypes, "WinDLL", lambda _: kernel32, raising=False)

@@ -92,9 +92,7 @@ def test_without_a_timeout_the_lock_is_tried_once(monkeypatch: pytest.MonkeyPatc
     assert tries.count == 1
 
 
-def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases(
-    locks: list[FileLock],
-) -> None:
+def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases(locks: list[FileLock]) -> None:
     first, second, _ = locks
     assert first.acquire(0)
     with broken(module, "_lock", errno.ENOLCK):
@@ -200,9 +198,7 @@ def test_several_can_ask_at_once_whether_a_process_runs_that_has_ended(tmp_path:
     assert not path.exists()
 
 
-def test_a_sign_of_life_is_not_given_with_a_file_that_others_take_for_a_dead_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sign_of_life_is_not_given_with_a_file_that_others_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sign"
 
     def make_and_lose(file: Path) -> int:

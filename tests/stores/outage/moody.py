@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import State
@@ -44,6 +45,7 @@ def _moody(name: str) -> Callable[..., object]:
     """An operation that fails if it is to, with the hooks around it."""
 
     def operation(self: Moody, *args: object) -> object:
+        self._place.asked.append((name, args))
         self._place.reach(name)
         done = getattr(MemoryStore, name)(self, *args)
         self._place.has_done(name)
@@ -52,7 +54,7 @@ def _moody(name: str) -> Callable[..., object]:
     return operation
 
 
-for _name in OPERATIONS:
+for _name in (*OPERATIONS, "take_notes"):
     setattr(Moody, _name, _moody(_name))
 
 
@@ -112,6 +114,7 @@ class Place(Caller):
         self.forgotten: set[int] = set()  # counters that the store has forgotten, for want of room
         self.unread: set[int] = set()  # counters that it has neither read nor written
         self.opened: list[Moody] = []
+        self.asked: list[tuple[str, tuple[Any, ...]]] = []  # what the store was asked to do
         self.said: list[str] = []
         self.store = OutageStore(
             self.open,
@@ -165,8 +168,8 @@ class Place(Caller):
 
     def lose_data(self) -> None:
         """The server comes back without its data, and the store connects to it without a failure."""
-        self.memory = Memory()
-        self.opened[-1]._memory, self.opened[-1].args_key = self.memory, self.memory.args_key
+        self.memory = self.opened[-1]._memory = Memory()
+        self.opened[-1].args_key = self.memory.args_key
 
     def call(self, times: int = 1, tool: str = "search") -> list[str]:
         return [self.one(tool).decision for _ in range(times)]
@@ -186,3 +189,10 @@ class Place(Caller):
 
     def outcomes(self) -> list[object]:
         return [record.get("outcome") for record in self.records()]
+
+
+def in_outage(mode: str = "local", policy: str = LIMIT_3, **options: Any) -> Place:
+    """A wrapper whose store has failed."""
+    place = Place(mode, policy, **options)
+    place.break_down()
+    return place

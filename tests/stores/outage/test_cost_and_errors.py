@@ -8,7 +8,7 @@ from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.log import Bounds
 from tests.build import START_US
-from tests.stores.outage.moody import LIMIT_3, Place
+from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 
 COST_10 = """
 [[rule]]
@@ -50,8 +50,7 @@ def used(place: Place) -> dict[str, int]:
 
 
 def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leaves_the_window() -> None:
-    place = Place(policy=COST_10)
-    place.break_down()
+    place = in_outage(policy=COST_10)
     verdict = place.one("report")
     assert (verdict.decision, verdict.cost, verdict.count, verdict.remaining) == ("allowed", 4, 4, 6)
     place.time.pass_s(600)
@@ -156,19 +155,8 @@ def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_tha
     assert used(place)["errors"] == 1
 
 
-def test_errors_of_one_outage_count_in_the_next_even_if_the_store_has_not_read_them() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    fails(place, 2)
-    place.mend()
-    place.unread.update(place.memory.states)
-    place.break_down()
-    assert refusal(place)[0] == "failing"
-
-
 def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied() -> None:
-    place = Place(policy=ERRORS_2, bounds=Bounds(counters=2))
-    place.break_down()
+    place = in_outage(policy=ERRORS_2, bounds=Bounds(counters=2))
     for tool in "ab":
         fails(place, 1, tool)
     assert [place.one(tool).decision for tool in "abc"] == ["allowed", "allowed", "unavailable"]
@@ -189,8 +177,7 @@ BOTH = COST_10 + ERRORS_2
 
 
 def test_costs_and_errors_are_on_disk_before_the_client_gets_the_answer(tmp_path: Path) -> None:
-    place = Place(policy=BOTH, folder=tmp_path)
-    place.break_down()
+    place = in_outage(policy=BOTH, folder=tmp_path)
     place.call(1)
     place.stops(place.starts("report"), failed=True)
     place.kill()

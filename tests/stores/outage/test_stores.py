@@ -90,9 +90,7 @@ def guards(opens: Opens) -> Iterator[tuple[Guard, Guard]]:
     other.store.close()
 
 
-def test_after_an_outage_a_store_has_the_calls_in_flight_the_errors_and_the_cost_of_it(
-    opens: Opens, guards: tuple[Guard, Guard]
-) -> None:
+def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: Opens, guards: tuple[Guard, Guard]) -> None:
     guard, other = guards
     before, ended = guard.starts(), guard.starts()
     guard.stops(ended, failed=True)
@@ -114,9 +112,7 @@ def test_after_an_outage_a_store_has_the_calls_in_flight_the_errors_and_the_cost
 
 
 @pytest.mark.parametrize("ends_together", [True, False])
-def test_a_wrapper_that_loses_its_store_knows_the_errors_of_its_own_calls(
-    guards: tuple[Guard, Guard], *, ends_together: bool
-) -> None:
+def test_a_wrapper_without_its_store_knows_the_errors_of_its_calls(guards: tuple[Guard, Guard], *, ends_together: bool) -> None:
     guard, _ = guards
     calls = [guard.starts() for _ in range(3)]
     for some in [calls] if ends_together else [[call] for call in calls]:
@@ -126,9 +122,7 @@ def test_a_wrapper_that_loses_its_store_knows_the_errors_of_its_own_calls(
     assert guard.refusal() == "failing"
 
 
-def test_no_other_wrapper_gets_the_place_of_a_call_whose_wrapper_is_cut_off_for_a_while(
-    opens: Opens, guards: tuple[Guard, Guard]
-) -> None:
+def test_no_other_wrapper_gets_the_place_of_a_call_of_one_that_is_cut_off(opens: Opens, guards: tuple[Guard, Guard]) -> None:
     guard, other = guards
     calls = [guard.starts() for _ in range(3)]
     for _ in range(3):

@@ -144,9 +144,7 @@ def wakes_up(server: Server) -> None:
     server.signal(signal.SIGCONT)
 
 
-def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it_wakes_up(
-    server: Server, caller: Caller
-) -> None:
+def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_later(server: Server, caller: Caller) -> None:
     assert caller.words("report") == ["allowed"]
     server.signal(signal.SIGSTOP)
     for do in (lambda: caller.words("report"), lambda: caller.words("report"), lambda: opened(server)):
@@ -171,9 +169,7 @@ def test_a_failed_call_that_ends_while_the_server_hangs_is_not_counted_when_it_w
 
 
 @pytest.mark.parametrize("policy", [POLICY, ERRORS])
-def test_what_the_server_refuses_as_too_late_since_its_clock_is_ahead_is_tried_again_in_time(
-    server: Server, policy: str
-) -> None:
+def test_what_a_server_refuses_as_late_since_its_clock_is_ahead_is_tried_again(server: Server, policy: str) -> None:
     """The refusal tells the server's time."""
     caller = Caller(opened(server), policy)
     for do in (lambda: caller.words("report"), lambda: caller.end(failed=True)):
@@ -182,9 +178,7 @@ def test_what_the_server_refuses_as_too_late_since_its_clock_is_ahead_is_tried_a
     assert used(server) == [1]
 
 
-def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told_to_the_caller(
-    server: Server, failing: Caller
-) -> None:
+def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told(server: Server, failing: Caller) -> None:
     failing.words("report")
     failing.store._server._timeout_us = -HOUR_US  # type: ignore[attr-defined]
     with unavailable("starts scripts too late"):
@@ -229,9 +223,7 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     assert (list(store.entries()), store.held()) == before
 
 
-def test_what_was_last_seen_is_as_old_as_it_is_even_if_the_machine_has_slept_since(
-    caller: Caller, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_last_seen_ages_even_while_the_machine_sleeps(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that wakes up without its network counts on its own from there."""
     caller.words("report")
     slept_us = 8 * HOUR_US

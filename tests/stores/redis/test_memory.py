@@ -80,9 +80,7 @@ def test_calls_one_by_one_keep_the_audit_log_within_its_bound(server: Server, be
 
 
 @pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
-def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
-    server: Server, opened: Opened, length: int
-) -> None:
+def test_the_estimated_memory_of_a_row_is_right_for_rows_of_any_length(server: Server, opened: Opened, length: int) -> None:
     """The lengths are the shortest one, and those for which the server's allocator and stream nodes waste most."""
     store = opened(max_bytes=MAX_BYTES)
     rows = [Row(1, at, "allowed", "{}", detail=compact({"arguments": "a" * length})) for at in range(50)]

@@ -288,9 +288,7 @@ class Pair:
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
 @settings(max_examples=400)  # changed operators in the scripts are found within 150, or not within 1000
-def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
-    shared: Server, world: tuple[list[Plan], list[Step]]
-) -> None:
+def test_the_script_makes_the_logs_and_rows_of_the_pure_functions(shared: Server, world: tuple[list[Plan], list[Step]]) -> None:
     pair = Pair(shared)
     for _ in pair.take_all(*world):
         pass
@@ -310,9 +308,7 @@ def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
 
 @given(plans(are_usual=True).flatmap(lambda found: st.tuples(st.just(found), usual_steps(len(found)))))
 @settings(max_examples=200)
-def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
-    shared: Server, world: tuple[list[Plan], list[Step]]
-) -> None:
+def test_usual_calls_make_the_logs_and_rows_of_the_pure_functions(shared: Server, world: tuple[list[Plan], list[Step]]) -> None:
     pair = Pair(shared)
     for _ in pair.take_all(*world):
         seen, _ = pair.store.last_seen()
@@ -352,9 +348,7 @@ def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(pair: Pai
         *((sliding.EXACT + 1, 1_000_000 // sliding.EXACT - less) for less in (0, 1)),
     ],
 )
-def test_a_merged_log_is_coalesced_only_if_it_is_longer_than_an_exact_one_and_by_grains(
-    pair: Pair, entries: int, apart_us: int
-) -> None:
+def test_a_merged_log_longer_than_an_exact_one_is_coalesced_by_grains(pair: Pair, entries: int, apart_us: int) -> None:
     log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
     for store in (pair.store, pair.reference):
         store.adopt([(SECOND, log)], token_hex())

@@ -76,9 +76,7 @@ def test_the_key_of_a_counter_expires_with_its_window(server: Server, begin: Beg
 
 
 @pytest.mark.parametrize("kind", ["counter", "in_flight"])
-def test_upkeep_deletes_the_label_of_a_counter_whose_key_has_expired_and_no_other(
-    server: Server, begin: Begin, kind: str
-) -> None:
+def test_upkeep_deletes_the_label_of_an_expired_counter_and_no_other(server: Server, begin: Begin, kind: str) -> None:
     rule = '[[rule]]\ntool = "*"\n' + ('limit = "9/1h"\n' if kind == "counter" else "concurrent = 9\n")
     session = begin(rule)
     for tool in "xy":
@@ -133,9 +131,7 @@ USUAL = Counter(evalsha=1, time=1, mget=1, xadd=1, setrange=1)
     [(("5/1h", "5/1h"), Counter(set=2)), (("65/365d", "1000/1h"), Counter(setrange=2))],
     ids=["a write for each counter", "within a grain of the last call only of its head"],
 )
-def test_a_usual_call_takes_as_few_commands_as_it_can(
-    server: Server, begin: Begin, limits: tuple[str, str], writes: Counter[str]
-) -> None:
+def test_a_usual_call_takes_few_commands(server: Server, begin: Begin, limits: tuple[str, str], writes: Counter[str]) -> None:
     session = begin('[[rule]]\ntool = "x"\nlimit = "{}"\n[[rule]]\nuser = "*"\nlimit = "{}"\n'.format(*limits))
     session.one("x")
     assert commands(server, lambda: session.one("x")) == USUAL + writes
@@ -241,9 +237,7 @@ def old_rows(begin: Begin) -> None:
 
 
 @pytest.mark.usefixtures("old_rows")
-def test_calls_are_decided_between_two_pieces_of_upkeep(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_are_decided_between_pieces_of_upkeep(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     exchange = Link.exchange
 
@@ -260,9 +254,7 @@ def test_calls_are_decided_between_two_pieces_of_upkeep(
 
 
 @pytest.mark.usefixtures("old_rows")
-def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_upkeep_leaves_time_to_renew_leases(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
     store = opened(keep_us=HOUR_US)
     left: list[int] = []
@@ -484,9 +476,7 @@ def test_the_newest_row_is_read_without_those_before_it(begin: Begin, replies: l
         (["--rename-command", "CONFIG", ""], []),
     ],
 )
-def test_a_setting_that_can_lose_counters_is_warned_about_if_the_server_reports_it(
-    tmp_path: Path, arguments: list[str], words: list[str]
-) -> None:
+def test_a_setting_that_can_lose_counters_is_warned_about(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     with running(tmp_path / "redis", *arguments) as server:
         store = RedisStore(server.address, PATIENT)
         assert len(store.warnings) == len(words)

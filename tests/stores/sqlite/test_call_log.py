@@ -205,9 +205,7 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
     assert log.end(START) == START
 
 
-def test_a_position_and_a_header_that_the_file_takes_in_parts_are_written_as_a_whole(
-    log: CallLog, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_file_takes_in_parts_is_written_as_a_whole(log: CallLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite = call_log._pwrite
     monkeypatch.setattr(call_log, "_pwrite", lambda fd, data, at: pwrite(fd, data[:9], at))
     after = put(log, START, "+ one")
@@ -239,9 +237,7 @@ def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypa
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=12), st.integers(0), st.integers(1, 255))
 @settings(max_examples=200, deadline=None)
-def test_a_reader_takes_the_records_before_one_that_is_not_whole_and_none_after_it(
-    lengths: list[int], where: int, damage: int
-) -> None:
+def test_a_reader_takes_the_records_before_a_damaged_one_and_none_after_it(lengths: list[int], where: int, damage: int) -> None:
     with tempfile.TemporaryDirectory() as folder, small_log(Path(folder) / "log") as log:
         at, ends = START, list[int]()
         for number, length in enumerate(lengths):

@@ -140,9 +140,7 @@ def test_upkeep_deletes_what_processes_that_ended_have_left(path: Path, start: S
 # Stores of one process
 
 
-def test_a_store_that_is_closed_and_opened_again_while_a_call_is_in_flight_keeps_its_place(
-    path: Path, start: Start, open_store: Open
-) -> None:
+def test_a_call_in_flight_keeps_its_place_while_its_store_is_opened_again(path: Path, start: Start, open_store: Open) -> None:
     other = start("call_when_told", path)
     caller = Caller(SqliteStore(path), CAPPED)
     caller.decide("x", "x")
@@ -190,7 +188,7 @@ def test_a_store_that_is_closed_twice_frees_no_places_of_another_one_of_its_proc
 
 @pytest.mark.posix
 @pytest.mark.parametrize("notices", ["at its next call", "in its upkeep", "while it is idle"])
-def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_tells(
+def test_a_process_whose_file_was_deleted_keeps_its_places_and_tells(
     path: Path, start: Start, open_store: Open, notices: str
 ) -> None:
     other = start("call_when_told", path)
@@ -215,7 +213,7 @@ def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_te
     assert told.startswith(f"{file} was removed: ")
 
 
-def test_an_owner_that_takes_a_name_as_its_file_is_swept_takes_another_name(
+def test_an_owner_whose_new_file_is_swept_takes_another_name(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caller = Caller(open_store(), CAPPED)

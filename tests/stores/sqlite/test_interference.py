@@ -55,9 +55,7 @@ def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store:
     assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
 
 
-def test_a_call_that_another_process_overtakes_after_it_was_decided_is_decided_anew(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_that_another_process_overtakes_is_decided_anew(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = open_store(), open_store()
     limit = '[[rule]]\ntool = "x"\nlimit = "3/1h"\n'
     late, early = Session(one, limit), Session(other, limit, session="b" * 16)
@@ -97,7 +95,7 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
 
 
 @pytest.mark.posix
-def test_if_the_lock_file_was_removed_two_processes_that_drain_the_log_count_nothing_twice(
+def test_two_processes_that_drain_without_a_lock_file_count_once(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = open_store()
@@ -143,9 +141,7 @@ def test_an_error_at_a_path_that_cannot_be_looked_at_is_reported(tmp_path: Path,
 # Processes that end
 
 
-def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_reader(
-    tmp_path: Path, path: Path, open_store: Open
-) -> None:
+def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(tmp_path: Path, path: Path, open_store: Open) -> None:
     store = open_store(clock=None)
     session = Session(store, MANY)
     session.call("x", 3)
@@ -219,9 +215,7 @@ def fill(write: Callable[[], object]) -> None:
 
 
 @pytest.mark.usefixtures("small_log")
-def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_no_call_may_wait_for_has_room_in_a_log_full_of_calls(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(timeout_ms=0)
     session = Session(store, MANY + '[[rule]]\ntool = "capped"\nconcurrent = 1\n')
     (verdict,), (capped,) = session.call("x"), session.call("capped")
@@ -277,7 +271,7 @@ def ends_after(work: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.mark.posix
-def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_log(
+def test_no_row_id_is_used_twice_if_a_process_ends_as_it_makes_a_log(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -320,7 +314,7 @@ def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, mo
     assert used(open_store()) == [3]
 
 
-def test_a_record_that_was_damaged_before_it_was_drained_is_reported_when_the_log_is_drained(
+def test_a_record_damaged_before_it_is_drained_is_reported(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)

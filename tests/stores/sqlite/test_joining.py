@@ -147,7 +147,7 @@ def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Pat
     hold.close()
 
 
-def test_a_store_is_created_though_another_process_that_opens_it_is_interrupted_while_it_reads(
+def test_a_store_is_created_beside_a_process_that_reads_it(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = database.begin
@@ -212,7 +212,7 @@ def another_program(path: Path, does: str) -> Iterator[None]:
         locker.kill()
 
 
-def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_knows_every_count(
+def test_a_wrapper_that_starts_beside_a_locked_database_knows_all(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()

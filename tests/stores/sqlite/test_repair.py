@@ -131,9 +131,7 @@ def test_pruning_repairs_a_store_first(tmp_path: Path, monkeypatch: pytest.Monke
         assert store.warnings == ()
 
 
-def test_after_a_restart_of_the_machine_windows_that_have_passed_meanwhile_are_over_for_a_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_reboot_windows_that_have_passed_are_over_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mcpguard.db"
     with contextlib.closing(SqliteStore(path, Options(), clock=lambda: wall_us() - 2 * 3_600_000_000)) as store:
         Session(store, LIMIT).call("x", 3)
@@ -172,9 +170,7 @@ def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_
         assert [one.used for one in store.held()] == [5]
 
 
-def test_a_reader_that_upkeep_and_calls_overtake_starts_over_and_tells_no_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_upkeep_overtakes_starts_over_and_tells_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "mcpguard.db"
     call(path, 2, "a")
     position, told = database.position, list[str]()

@@ -211,7 +211,7 @@ class Twins:
     st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30),
     st.sampled_from([1, upkeep.DRAIN_BYTES]),
 )
-def test_many_wrappers_of_a_store_decide_count_and_write_as_those_of_the_store_in_memory_do(
+def test_wrappers_decide_count_and_write_as_on_a_store_in_memory(
     policy: str, steps: list[tuple[str, ...]], drain_bytes: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -231,9 +231,7 @@ sizes = st.sampled_from([1, 3, 64, 65, 200])
 
 
 @given(st.lists(st.tuples(pauses_us, st.integers(1, 40), st.booleans()), min_size=1), sizes, st.integers(0), st.integers(1, 4))
-def test_replayed_lines_give_the_same_logs_as_the_decisions(
-    steps: list[tuple[int, int, bool]], n: int, drained_at: int, cost: int
-) -> None:
+def test_replayed_lines_give_the_decisions_logs(steps: list[tuple[int, int, bool]], n: int, drained_at: int, cost: int) -> None:
     named = tuple(Counter(at, f"counter {at}", 60_000_000 if at < 4 else 0) for at in range(5))
     limits = (
         Limit(n, 60_000_000, 0),

@@ -122,7 +122,7 @@ def test_a_wrapper_catches_up_in_small_parts_and_counts_what_it_reads(open_store
 
 @pytest.mark.usefixtures("small_log")
 @pytest.mark.parametrize("writes", ["a call", "an outcome"])
-def test_a_wrapper_whose_records_were_overwritten_reads_the_database_before_its_turn(
+def test_a_wrapper_that_lost_records_reads_the_database_in_nobodys_turn(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
     busy, idle = open_store(), open_store()
@@ -145,7 +145,7 @@ def test_a_wrapper_whose_records_were_overwritten_reads_the_database_before_its_
 
 
 @pytest.mark.parametrize("calls", [20, 400])
-def test_others_may_take_their_turns_while_a_wrapper_reads_much(
+def test_others_may_take_turns_while_a_wrapper_reads_much(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
     busy, idle = open_store(), open_store()
@@ -257,7 +257,7 @@ def test_the_drain_at_the_end_of_a_session_has_a_bound(path: Path, open_store: O
 
 
 @pytest.mark.usefixtures("small_log")
-def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_drain(
+def test_a_call_waits_for_room_in_the_log_and_not_for_the_whole_drain(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "ROOM_BYTES", 0)
@@ -279,7 +279,7 @@ def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_dra
     assert store._log.drained().end >= waits[0]
 
 
-def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_else_is(
+def test_only_calls_are_forced_to_the_disk_and_others_have_turns_meanwhile(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = open_store(durability="full"), open_store(durability="full")
@@ -303,7 +303,7 @@ def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_
     assert forced == [True] * 2
 
 
-def test_a_call_that_cannot_be_forced_to_the_disk_is_not_forwarded_and_stays_counted(
+def test_a_call_that_cannot_be_forced_to_the_disk_fails_and_stays_counted(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, other = open_store(durability="full"), open_store()

@@ -108,7 +108,7 @@ def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_
     assert rows(path) == 3
 
 
-def test_after_a_drain_that_took_long_the_disk_has_a_rest(
+def test_after_a_long_drain_the_disk_has_a_rest(
     path: Path, open_store: Open, times: Times, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -306,9 +306,7 @@ def tended(store: SqliteStore) -> Iterator[None]:
         thread.join()
 
 
-def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
-    path: Path, open_store: Open, tend: Tend
-) -> None:
+def test_an_outcome_joins_its_row_before_while_and_after_it_is_drained(path: Path, open_store: Open, tend: Tend) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
 
@@ -451,9 +449,7 @@ def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open
     assert [entry.row_id for entry in store.entries()] == [2, 3]
 
 
-def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_charged_again(
-    path: Path, open_store: Open, tend: Tend
-) -> None:
+def test_expired_counters_are_deleted_and_labelled_again_by_a_charge(path: Path, open_store: Open, tend: Tend) -> None:
     store, other = open_store(), open_store()
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = ["5/1m", "9/1h"]\n')
     session.call("x")
