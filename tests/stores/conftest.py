@@ -85,10 +85,10 @@ def open_descriptors() -> list[int]:
     return found
 
 
-def tell(worker: Worker) -> None:
-    """Let a worker continue."""
+def tell(worker: Worker, what: str = "") -> None:
+    """Let a worker continue, or tell it what to do."""
     assert worker.stdin is not None
-    worker.stdin.write("\n")
+    worker.stdin.write(f"{what}\n")
     worker.stdin.flush()
 
 

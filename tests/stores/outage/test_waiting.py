@@ -182,6 +182,16 @@ def test_the_end_of_a_session_waits_in_one_step_that_a_busy_machine_does_not_pro
     assert waits_s == [0.01]  # the time limit of a call, which is shorter than `LAST_TRY_S`
 
 
+def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
+    place = Place()
+    place.fail("take_notes")
+    for _ in range(3):
+        assert place.store.take_notes("default", ["t1"]) == {}
+    assert [name for name, _ in place.asked] == ["take_notes"]
+    assert len(place.said) == 1
+    assert place.call(4) == ["allowed"] * 3 + ["rate_limited"]
+
+
 def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     place = in_outage()
     place.call(3)

@@ -138,3 +138,16 @@ def turn_is_free(store: SqliteStore) -> bool:
     if is_free:
         store._follower.turn_lock.release()
     return is_free
+
+
+def turns_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, other: SqliteStore) -> list[bool]:
+    """Whether another process could take its turn, each time that a function was called."""
+    found: list[bool] = []
+    do = getattr(owner, name)
+
+    def noted(*args: Any) -> Any:
+        found.append(turn_is_free(other))
+        return do(*args)
+
+    monkeypatch.setattr(owner, name, noted)
+    return found

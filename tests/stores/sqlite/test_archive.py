@@ -21,8 +21,8 @@ def fill(open_store: Open) -> Iterator[Fill]:
     with contextlib.ExitStack() as opened:
 
         def do(count: int, *, detail: str | None = None, users: int = 1) -> Reader:
-            store, shared = open_store(), {"session": "aa", "namespace": "default", "tool": "t"}
-            contexts = [compact(shared | {"user": f"user-{at % users}"}) for at in range(count)]
+            store = open_store()
+            contexts = [compact({"session": "aa", "namespace": "default", "user": f"user-{at % users}"}) for at in range(count)]
             store.append([Row(WALL_US + at, at + 1, "allowed", one, detail=detail) for at, one in enumerate(contexts)])
             drain(store)
             return opened.enter_context(contextlib.closing(Reader(store.path)))

@@ -108,13 +108,14 @@ def test_a_log_that_is_never_drained_becomes_full_and_loses_no_record(log: CallL
         while True:
             at = put(log, at, f"{written:01000}")
             written += 1
-    with pytest.raises(StoreUnavailable, match="is full"):
-        put(log, at, f"{written:01000}")
-    assert [int(text) for text in texts(log)] == list(range(written))
     assert written > 100
+    for records in ["x" * 1000], ["x"] * 1000:  # all of them or none
+        with pytest.raises(StoreUnavailable, match="is full"):
+            put(log, at, *records)
+    assert [int(text) for text in texts(log)] == list(range(written))
     log.set_drained(at)
-    put(log, at, "room again")
-    assert texts(log, at) == ["room again"]
+    put(log, at, "room again", "for all")
+    assert texts(log, at) == ["room again", "for all"]
 
 
 def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
@@ -124,22 +125,6 @@ def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
         log.set_drained(at)
     with pytest.raises(Lost):
         log.some(sleeper)
-
-
-@pytest.mark.posix
-def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, path: Path) -> None:
-    log.check()
-    os.truncate(path, 5000)
-    with pytest.raises(StoreUnavailable, match="damaged: it was cut"):
-        log.check()
-    os.truncate(path, 4096 + SMALL)
-    log.check()
-    path.rename(path.with_name("away"))
-    with pytest.raises(StoreUnavailable, match="removed or replaced"):
-        log.check()
-    create(path, HEADER)
-    with pytest.raises(StoreUnavailable, match="removed or replaced"):
-        log.check()
 
 
 def test_a_new_log_is_forced_to_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,12 +165,6 @@ def test_a_pipe_in_place_of_a_log_is_refused_at_once(tmp_path: Path, path: Path)
             CallLog(path, writable=writable)
 
 
-def test_a_later_format_is_refused(path: Path, log: CallLog) -> None:
-    log.write_header({**HEADER, "format": call_log.FORMAT + 1})
-    with pytest.raises(StoreUnavailable, match=f"has format {call_log.FORMAT + 1}"):
-        CallLog(path)
-
-
 def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
     pwrite, done = call_log._pwrite, []
 
@@ -214,16 +193,6 @@ def test_what_the_file_takes_in_parts_is_written_as_a_whole(log: CallLog, path: 
     assert log.drained() == after
     with contextlib.closing(CallLog(path)) as reopened:
         assert reopened.header["time_base"] == "a boot"
-
-
-def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
-    at = put(log, START, "before")
-    with pytest.raises(StoreUnavailable, match="is full"):
-        put(log, at, *["x" * 50_000] * 3)
-    assert texts(log) == ["before"]
-    after = put(log, at, *["+" * 50_000] * 2)
-    assert [len(text) for text in texts(log)] == [6, 50_000, 50_000]
-    assert (after, after.row) == (log.end(START), 3)
 
 
 def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:

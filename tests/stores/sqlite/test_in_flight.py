@@ -21,24 +21,36 @@ from mcpguard.stores.sqlite.in_flight import sweep
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
-from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one
+from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one, tell
 from tests.stores.sqlite.conftest import Open, Tend, rows
 from tests.stores.worker import CAPPED, SEATS
 
 Start = Callable[[str, Path], Worker]
+Busy = Callable[..., Worker]
 
 
 def ask(worker: Worker, what: str) -> str:
     """Tell a worker what to do. Returns what it says."""
-    assert worker.stdin is not None
-    worker.stdin.write(f"{what}\n")
-    worker.stdin.flush()
+    tell(worker, what)
     return heard(worker)
 
 
-def kill(worker: Worker) -> None:
-    worker.kill()
-    worker.wait(ENOUGH_S)
+def kill(*workers: Worker) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.wait(ENOUGH_S)
+
+
+@pytest.fixture
+def busy(path: Path, start: Start) -> Busy:
+    """Starts a process with calls in flight."""
+
+    def begin(calls: int = 0) -> Worker:
+        worker = start("call_when_told", path)
+        assert [ask(worker, "call") for _ in range(calls)] == ["allowed"] * calls
+        return worker
+
+    return begin
 
 
 def owner_files(path: Path) -> list[Path]:
@@ -60,15 +72,13 @@ def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Ope
 @pytest.mark.parametrize("drained", [False, True])
 @pytest.mark.parametrize("reopened", [False, True])
 def test_the_places_of_a_killed_process_are_free_at_once(
-    path: Path, start: Start, open_store: Open, tend: Tend, drained: bool, reopened: bool
+    path: Path, busy: Busy, open_store: Open, tend: Tend, drained: bool, reopened: bool
 ) -> None:
-    store = open_store()
-    worker, second = start("call_when_told", path), start("call_when_told", path)
-    assert [ask(worker, "call"), ask(second, "call")] == ["allowed", "allowed"]
-    caller = Caller(store, CAPPED)
+    caller = Caller(open_store(), CAPPED)
+    worker, second = busy(1), busy(1)
     assert caller.words("x") == ["rate_limited"]
     if drained:
-        tend(store)
+        tend(caller.store)
         assert rows(path, "in_flight") == 2
     if reopened:
         caller.store = open_store()
@@ -79,25 +89,22 @@ def test_the_places_of_a_killed_process_are_free_at_once(
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
 
-def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path, start: Start, open_store: Open) -> None:
-    store = open_store()
-    worker = start("call_when_told", path)
-    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
-    caller = Caller(store, CAPPED)
+def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path, busy: Busy, open_store: Open) -> None:
+    caller = Caller(open_store(), CAPPED)
+    worker = busy(2)
     counters = caller.charges("x")[0].plan.counters
     with contextlib.closing(Reader(path)) as reader:
         assert [held.used for held in reader.held()] == [2]
         assert len(reader.peek(counters)[0][0]) == 2
         kill(worker)
-        assert reader.held() == store.held() == []
+        assert reader.held() == caller.store.held() == []
         assert reader.peek(counters)[0] == [()]
 
 
 @pytest.mark.posix
-def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store: Open, tend: Tend) -> None:
+def test_a_stopped_process_keeps_its_places(busy: Busy, open_store: Open, tend: Tend) -> None:
     store = open_store()
-    worker = start("call_when_told", path)
-    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
+    worker = busy(2)
     worker.send_signal(signal.SIGSTOP)
     caller = Caller(store, CAPPED)
     tend(store, after_s=86_400)
@@ -121,15 +128,14 @@ def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(p
         caller.store.settle([Ending(*call, False) for call in caller.flying])
 
 
-def test_upkeep_deletes_what_processes_that_ended_have_left(path: Path, start: Start, open_store: Open, tend: Tend) -> None:
+def test_upkeep_deletes_what_processes_that_ended_have_left(path: Path, busy: Busy, open_store: Open, tend: Tend) -> None:
     store = open_store()
-    with_place, without = start("call_when_told", path), start("call_when_told", path)
-    assert [ask(with_place, "call"), ask(without, "call"), ask(without, "end")] == ["allowed", "allowed", "ended"]
+    with_place, without = busy(1), busy(1)
+    assert ask(without, "end") == "ended"
     caller = Caller(store, CAPPED)
     assert caller.words("x") == ["allowed"]
     assert len(owner_files(path)) == 3
-    kill(with_place)
-    kill(without)
+    kill(with_place, without)
     tend(store)
     assert len(owner_files(path)) == 1
     assert rows(path, "in_flight") == 1
@@ -140,8 +146,8 @@ def test_upkeep_deletes_what_processes_that_ended_have_left(path: Path, start: S
 # Stores of one process
 
 
-def test_a_call_in_flight_keeps_its_place_while_its_store_is_opened_again(path: Path, start: Start, open_store: Open) -> None:
-    other = start("call_when_told", path)
+def test_a_call_in_flight_keeps_its_place_while_its_store_is_closed_and_opened_again(path: Path, busy: Busy) -> None:
+    other = busy()
     caller = Caller(SqliteStore(path), CAPPED)
     caller.decide("x", "x")
     caller.store.close()
@@ -187,23 +193,24 @@ def test_a_store_that_is_closed_twice_frees_no_places_of_another_one_of_its_proc
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("notices", ["at its next call", "in its upkeep", "while it is idle"])
-def test_a_process_whose_file_was_deleted_keeps_its_places_and_tells(
-    path: Path, start: Start, open_store: Open, notices: str
+@pytest.mark.parametrize(
+    ("notice", "taken"),
+    [
+        (lambda caller: caller.decide("x"), 2),
+        (lambda caller: caller.store.tend(), 1),
+        (lambda caller: caller.store.catch_up(), 1),
+    ],
+    ids=["at its next call", "in its upkeep", "while it is idle"],
+)
+def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_tells(
+    path: Path, busy: Busy, open_store: Open, notice: Callable[[Caller], object], taken: int
 ) -> None:
-    other = start("call_when_told", path)
+    other = busy()
     caller = Caller(open_store(), CAPPED)
     caller.decide("x")
     (file,) = owner_files(path)
     file.unlink()
-    taken = 1
-    if notices == "at its next call":
-        assert caller.words("x") == ["allowed"]
-        taken = 2
-    elif notices == "in its upkeep":
-        caller.store.tend()
-    else:
-        caller.store.catch_up()
+    notice(caller)
     assert owner_files(path)[0] == file
     assert [ask(other, "call") for _ in range(2)] == ["allowed"] * (2 - taken) + ["rate_limited"] * taken
     assert caller.used == [2]
@@ -267,43 +274,11 @@ def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, 
 # Failures
 
 
-def test_a_decision_that_fails_takes_no_place(open_store: Open) -> None:
-    caller = Caller(open_store(), CAPPED)
-    caller.decide("x")
-    with broken(call_log, "_pwrite", errno.EIO):
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable, match="Input/output error"):
-                caller.decide("x")
-            with pytest.raises(StoreUnavailable, match="Input/output error"):
-                caller.store.settle([Ending(*caller.flying[0], False)])
-        assert [call_id for _, call_id in caller.store._follower.memory.places] == [1]  # type: ignore[attr-defined]
-    assert caller.words("x", "x") == ["allowed", "rate_limited"]
-
-
-def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_store: Open) -> None:
-    caller, other = Caller(open_store(timeout_ms=20), CAPPED), open_store()
-    caller.decide("x", "x")
-    ending = Ending(*caller.flying[0], False)
-    with other._follower.turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
-        caller.store.settle([ending])
-    assert caller.words("x") == ["rate_limited"]
-    caller.store.settle([ending])
-    assert caller.words("x") == ["allowed"]
-
-
-def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> None:
-    caller, other = Caller(open_store(timeout_ms=1), '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'), open_store()
-    caller.decide("x")
-    with other._follower.turn():
-        caller.end()
-
-
-def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open, path: Path) -> None:
-    store = open_store()
-    caller = Caller(store, CAPPED + '[[rule]]\ntool = "y"\nlimit = "2/1h"\n')
+def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open) -> None:
+    caller = Caller(open_store(), CAPPED + '[[rule]]\ntool = "y"\nlimit = "2/1h"\n')
     with broken(locks, "open_private", errno.ENOSPC):
         with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOSPC)):
             caller.decide("x")
         assert caller.words("y") == ["allowed"]
     assert caller.words("x") == ["allowed"]
-    assert [entry.record["seq"] for entry in store.entries()] == [1, 2]
+    assert [entry.record["seq"] for entry in caller.store.entries()] == [1, 2]

@@ -6,31 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
-from mcpguard.stores.memory import MemoryStore
-from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.notes import leave_note, note_line
-from tests.build import WALL_US, Session, Wrapper
+from tests.build import WALL_US, Session
 from tests.stores.conftest import Worker, heard, tell
-from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Times, ask, rows
+from tests.stores.sqlite.conftest import Open, Times, ask, rows
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
 
 
 def leave(path: Path, note: AgentNote = NOTE, *, wall: int = WALL_US, timeout_s: float = 5.0) -> bool:
     return leave_note(path, "default", note, wall_us=wall, timeout_s=timeout_s)
-
-
-def test_a_note_can_be_written_while_others_decide_and_is_found_as_soon_as_it_is_written(path: Path, open_store: Open) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-    assert session.decisions("x") == ["allowed"]
-    assert leave(path)
-    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.text}
-    assert session.decisions("x", 5) == ["allowed"] * 4 + ["rate_limited"]
 
 
 def test_a_note_creates_no_store(tmp_path: Path) -> None:
@@ -86,23 +74,3 @@ def test_a_note_that_two_processes_take_is_taken_once(path: Path, open_store: Op
 
     monkeypatch.setattr(other, "_publish", late)
     assert other.take_notes("default", ["t1"]) == {}
-
-
-class Gone(MemoryStore):
-    """A store that does not answer."""
-
-    asked = 0
-
-    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
-        self.asked += 1
-        raise StoreUnavailable("it is gone")
-
-
-def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
-    gone, said = Gone(), list[str]()
-    store = OutageStore(lambda: gone, mode="local", notify=said.append, timeout_ms=30_000)
-    for _ in range(3):
-        assert store.take_notes("default", ["t1"]) == {}
-    assert gone.asked == 1
-    assert len(said) == 1
-    assert Wrapper(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]

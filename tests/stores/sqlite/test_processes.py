@@ -32,19 +32,16 @@ def test_of_many_processes_each_gets_its_share(path: Path, start: Start) -> None
     for worker in workers:
         tell(worker)
     assert [heard(worker) for worker in workers] == ["done"] * 6
-    store = SqliteStore(path)
-    assert [held.used for held in store.held()] == [600]
-    store.close()
+    with closing(SqliteStore(path)) as store:
+        assert [held.used for held in store.held()] == [600]
 
 
 def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_its_row(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260101)  # noqa: S311 - it only chooses whom to kill, and when
     reported = list(killed_one_by_one(lambda: start("call_until_told", path), lambda: chance.randint(5, 60)))
-    store = SqliteStore(path)
-    records = [entry.record for entry in store.entries()]
-    store.close()
-    admitted = [record for record in records if record["decision"] == "allowed"]
+    with closing(SqliteStore(path)) as store:
+        admitted = [entry.record for entry in store.entries() if entry.record["decision"] == "allowed"]
     assert set(reported) <= {record["id"] for record in admitted}
     times = sorted(int(str(record["time_us"])) for record in admitted)
     assert len(times) >= len(reported) > 300

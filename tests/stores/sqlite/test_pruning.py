@@ -12,29 +12,28 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.sqlite import draining, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import WALL_US, Session, Time
-from tests.stores.sqlite.conftest import MANY, Open, Times
+from mcpguard.stores.sqlite.reader import Reader
+from tests.build import WALL_US, Time
+from tests.stores.sqlite.conftest import MANY, Begin, OnFile, Times
 
 HOUR_US = 3_600_000_000
 
 
 @pytest.fixture
-def path(path: Path, open_store: Open, times: Times) -> Path:
+def path(path: Path, begin: Begin, times: Times) -> Path:
     """A store with a row each hour of a day."""
-    call(open_store(), *times, *[0] * 24)
+    call(begin(MANY), *times, *[0] * 24)
     return path
 
 
-def call(store: SqliteStore, time: Time, wall: Time, *back_us: int, session: str = "a") -> None:
+def call(session: OnFile, time: Time, wall: Time, *back_us: int) -> None:
     """Make a call each hour, or some microseconds before that, and close the store."""
-    calls = Session(store, MANY, session=session * 16)
     for us in back_us:
         wall.now_us -= us
-        calls.call("x")
+        session.call("x")
         wall.now_us += us + HOUR_US
         time.now_us += HOUR_US
-    store.close()
+    session.store.close()
 
 
 def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
@@ -42,10 +41,8 @@ def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
 
 
 def hours(path: Path) -> list[int]:
-    with_store = SqliteAddress(str(path)).read(Options(), print)
-    found = [(int(str(one.record["time_us"])) - WALL_US) // HOUR_US for one in with_store.entries()]
-    with_store.close()
-    return found
+    with contextlib.closing(Reader(path)) as reader:
+        return [(int(str(one.record["time_us"])) - WALL_US) // HOUR_US for one in reader.entries()]
 
 
 def test_the_rows_of_before_a_time_are_deleted(path: Path) -> None:
@@ -61,16 +58,16 @@ def test_rows_go_in_portions_and_the_newest_row_stays(path: Path, monkeypatch: p
     assert hours(path) == [23]
 
 
-def test_rows_that_are_only_in_the_call_log_are_deleted_too(path: Path, open_store: Open) -> None:
-    Session(open_store(wall=Time(WALL_US - 1)), MANY, session="b" * 16).call("x", 3)
+def test_rows_that_are_only_in_the_call_log_are_deleted_too(path: Path, begin: Begin) -> None:
+    begin(MANY, wall=Time(WALL_US - 1)).call("x", 3)
     assert sum(prune(path, -100)) == 0
     assert sum(prune(path, 24)) == 26
 
 
-def test_a_row_out_of_order_is_found_within_an_hour(path: Path, open_store: Open, times: Times) -> None:
+def test_a_row_out_of_order_is_found_within_an_hour(path: Path, begin: Begin, times: Times) -> None:
     assert HOUR_US == DISORDER_US
     times[1].now_us = WALL_US + 24 * HOUR_US
-    call(open_store(), *times, 0, HOUR_US + HOUR_US // 2, 0, session="b")
+    call(begin(MANY), *times, 0, HOUR_US + HOUR_US // 2, 0)
     assert sum(prune(path, 24)) == 24 + 1
 
 
@@ -83,20 +80,14 @@ def test_a_damaged_row_is_deleted_with_the_row_before_it(path: Path) -> None:
 
 def test_it_waits_for_upkeep_of_another_process_for_a_bounded_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "LOCK_S", 0.01)
-    lock = lock_file(beside(path, "-lock"))
-    assert lock.acquire(1)
-    with pytest.raises(StoreUnavailable, match="is locked by another process"):
-        prune(path, 10)
-    lock.release()
-    lock.close()
+    with contextlib.closing(lock_file(beside(path, "-lock"))) as lock:
+        assert lock.acquire(1)
+        with pytest.raises(StoreUnavailable, match="is locked by another process"):
+            prune(path, 10)
     assert sum(prune(path, 10)) == 10
 
 
 def test_it_takes_no_lock_that_calls_need(path: Path) -> None:
-    log = CallLog(log_path(path))
-    turn = log.turn()
-    assert turn.acquire(1)
-    assert sum(prune(path, 10)) == 10
-    turn.release()
-    turn.close()
-    log.close()
+    with contextlib.closing(CallLog(log_path(path))) as log, contextlib.closing(log.turn()) as turn:
+        assert turn.acquire(1)
+        assert sum(prune(path, 10)) == 10

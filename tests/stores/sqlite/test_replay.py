@@ -22,64 +22,23 @@ from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
 from tests.build import START_US, WALL_US, Time
 from tests.callers import Caller
+from tests.end_to_end.host import rule
 
-PLAIN = """
-[[rule]]
-tool = "x"
-limit = ["3/1s", "70/1m"]
-[[rule]]
-user = "*"
-limit = "5/2s"
-[[rule]]
-user = "*"
-agent = "*::*::*"
-limit = "4/3s"
-mode = "observe"
-[[rule]]
-user = "*"
-tool = "y"
-per = ["user"]
-limit = "2/1s"
-[[rule]]
-tool = "z"
-limit = "deny"
-"""
-MIXED = """
-[[rule]]
-tool = "x"
-limit = ["9/1s", "100/1m"]
-count = "cost"
-wait = "1s"
-warn = "50%"
-[[cost]]
-tool = "x"
-cost = 3
-[[rule]]
-user = "*"
-limit = "2/2s"
-count = "errors"
-concurrent = 3
-warn = "50%"
-[[rule]]
-user = "*"
-tool = "y"
-per = []
-concurrent = 2
-limit = "5/2s"
-wait = "2s"
-[[rule]]
-agent = "*::*::*"
-per = []
-concurrent = 1
-mode = "observe"
-[[rule]]
-user = "*"
-agent = "*::*::*"
-limit = "12/1s"
-count = "cost"
-mode = "observe"
-warn = "90%"
-"""
+PLAIN = (
+    '[[rule]]\ntool = "x"\nlimit = ["3/1s", "70/1m"]\n'
+    + rule("5/2s", user="*")
+    + rule("4/3s", user="*", agent="*::*::*", mode="observe")
+    + rule("2/1s", user="*", tool="y", per=["user"])
+    + rule("deny", tool="z")
+)
+MIXED = (
+    '[[rule]]\ntool = "x"\nlimit = ["9/1s", "100/1m"]\ncount = "cost"\nwait = "1s"\nwarn = "50%"\n'
+    + '[[cost]]\ntool = "x"\ncost = 3\n'
+    + rule("2/2s", user="*", count="errors", concurrent=3, warn="50%")
+    + rule("5/2s", user="*", tool="y", per=[], concurrent=2, wait="2s")
+    + rule("", agent="*::*::*", per=[], concurrent=1, mode="observe")
+    + rule("12/1s", user="*", agent="*::*::*", count="cost", mode="observe", warn="90%")
+)
 
 which = st.integers(0, 2)
 waits = st.sampled_from([None, None, 0, 600_000, 1_500_000])
