@@ -24,6 +24,7 @@ from tests.stores.redis.conftest import (
     Begin,
     Opened,
     call_with_outcomes,
+    length,
     refuse,
 )
 
@@ -51,10 +52,6 @@ def share_of_max(server: Server, most: int) -> float:
     """Which share of `MAX_BYTES` the audit log used when `taken` returned this. Deletes all rows."""
     server.command("FLUSHALL", "SYNC")
     return (most - taken(server)) / MAX_BYTES
-
-
-def length(server: Server) -> int:
-    return int(server.command("XLEN", AUDIT)[1:])
 
 
 def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(server: Server, begin: Begin) -> None:
