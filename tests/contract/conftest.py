@@ -66,6 +66,13 @@ class Place:
         self.time.now_us += us
         self.wall.now_us += us
 
+    def tend(self) -> None:
+        """Do all upkeep that is due."""
+        store = self.open()
+        while store.needs_tending:
+            store.tend()
+            self.time.pass_ms(1000)  # after upkeep that took long, a store rests
+
     def close(self) -> None:
         while self._opened:
             self._opened.pop().close()

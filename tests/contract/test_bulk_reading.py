@@ -27,9 +27,7 @@ def reader(request: pytest.FixtureRequest, place: Place) -> Readable:
                     session.store.record([Outcome(verdict.row_id, "ok" if at else "tool_error", 1234 * 10**number)])
         place.pass_ms(3_600_000)
     if request.param:
-        store = place.open()
-        while store.needs_tending:
-            store.tend()
+        place.tend()
     return place.read()
 
 

@@ -6,43 +6,20 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.limiter.plan import Counter
-from tests.build import Session, identity
+from tests.build import Session
 from tests.contract.conftest import Place
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "report"\nlimit = "5/1m"\n'
-THREE_AXES = """
-[[rule]]
-tool = "report"
-limit = "4/1m"
-[[rule]]
-user = "*"
-limit = "3/1m"
-[[rule]]
-agent = "*::*::*"
-limit = "2/1m"
-"""
+FIFTY_A_MINUTE = FIVE_A_MINUTE.replace("5", "50")
+THREE_AXES = (
+    '[[rule]]\ntool = "report"\nlimit = "4/1m"\n'
+    '[[rule]]\nuser = "*"\nlimit = "3/1m"\n'
+    '[[rule]]\nagent = "*::*::*"\nlimit = "2/1m"\n'
+)
 
 
 def used(place: Place) -> dict[str, int]:
     return {held.label: held.used for held in place.open().held()}
-
-
-def test_several_handles_together_never_exceed_a_limit(place: Place) -> None:
-    sessions = [Session(place.open(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(4)]
-    decisions = [session.decisions("report") for _ in range(3) for session in sessions]
-    assert decisions == [["allowed"]] * 5 + [["rate_limited"]] * 7
-
-
-def test_a_denied_call_consumes_nothing_anywhere(place: Place) -> None:
-    session = Session(place.open(), THREE_AXES)
-    session.call("report", 2)
-    before = used(place)
-    assert sorted(before.values()) == [2, 2, 2]
-    assert session.decisions("report", 5) == ["rate_limited"] * 5
-    assert used(place) == before
-    other_agent = Session(place.open(), THREE_AXES, session="b" * 16, who=identity(agent="Cursor::interactive::x"))
-    assert other_agent.decisions("report", 2) == ["allowed", "rate_limited"]
-    assert sorted(used(place).values()) == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("us_past_the_millisecond", [0, 1, 499, 999])
@@ -118,13 +95,6 @@ def test_an_allowed_call_reports_an_enforced_limit_even_if_an_observed_one_is_ti
     row = next(session.store.newest()).record
     assert (row["axis"], row["limit"], row["count"], row["remaining"]) == ("agent", 8, 1, 7)
     assert session.decisions("report") == ["would_deny"]
-
-
-def test_a_call_that_no_rule_matches_is_allowed_and_counted_nowhere(place: Place) -> None:
-    session = Session(place.open(), FIVE_A_MINUTE)
-    verdict = session.one("free")
-    assert (verdict.decision, verdict.reported, verdict.count) == ("allowed", None, None)
-    assert place.open().held() == []
 
 
 def test_namespaces_share_nothing(place: Place) -> None:
@@ -212,7 +182,7 @@ def test_calls_are_adopted_once_however_often_and_by_whomever_that_is_asked_with
 
 def test_calls_that_have_left_the_window_let_no_adopted_call_leave_it_later(place: Place) -> None:
     """With them, there would be more than 64 calls in the log, and calls would share entries."""
-    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "50/1m"\n')
+    session = Session(place.open(), FIFTY_A_MINUTE)
     other = place.open()
     for _ in range(40):
         place.pass_ms(1)
@@ -226,7 +196,5 @@ def test_calls_that_have_left_the_window_let_no_adopted_call_leave_it_later(plac
     place.pass_ms(59_970)
     assert session.decisions("report", 2) == ["allowed", "rate_limited"]
     session.store.tend()
-    assert (
-        Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "50/1m"\n', session="b" * 16).one("report").retry_after_us
-        == 1_000
-    )
+    late = Session(place.open(), FIFTY_A_MINUTE, session="b" * 16)
+    assert late.one("report").retry_after_us == 1_000
