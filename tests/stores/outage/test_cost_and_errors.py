@@ -6,24 +6,12 @@ import pytest
 
 from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.memory import Memory
-from mcpguard.stores.outage.log import Bounds
 from tests.build import START_US
-from tests.stores.outage.moody import LIMIT_3, Place, in_outage
+from tests.stores.outage.moody import Place, in_outage
 
-COST_10 = """
-[[rule]]
-user = "*"
-count = "cost"
-limit = "10/1h"
-
-[[cost]]
-tool = "report"
-cost = 4
-
-[[cost]]
-tool = "everything"
-cost = 11
-"""
+COST_10 = '[[rule]]\nuser = "*"\ncount = "cost"\nlimit = "10/1h"\n' + "".join(
+    f'[[cost]]\ntool = "{tool}"\ncost = {cost}\n' for tool, cost in (("report", 4), ("everything", 11))
+)
 ERRORS_2 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "2/1h"\n'
 
 
@@ -153,21 +141,6 @@ def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_tha
     place.mend()
     place.time.now_us = START_US + 1800_000_000
     assert used(place)["errors"] == 1
-
-
-def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied() -> None:
-    place = in_outage(policy=ERRORS_2, bounds=Bounds(counters=2))
-    for tool in "ab":
-        fails(place, 1, tool)
-    assert [place.one(tool).decision for tool in "abc"] == ["allowed", "allowed", "unavailable"]
-
-
-def test_an_observed_limit_on_errors_that_cannot_be_counted_denies_nothing_and_the_others_are_counted() -> None:
-    place = Place(policy=LIMIT_3 + ERRORS_2.replace("count", 'mode = "observe"\ncount'))
-    fails(place)
-    place.forgotten.update(key for key, counter in place.memory.counters.items() if '"errors"' in counter.label)
-    place.break_down()
-    assert place.call(3) == ["allowed", "allowed", "rate_limited"]
 
 
 # on disk

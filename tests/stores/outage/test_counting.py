@@ -10,8 +10,6 @@ from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
-ERRORS_3 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "3/1h"\n'
-CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 MODES = ["local", "deny", "allow"]
 
 
@@ -93,18 +91,6 @@ def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_th
     assert place.call(1, "echo") == ["unavailable"]
 
 
-def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
-    place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
-    assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
-    (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    for counter in echo:
-        place.memory.states.setdefault(counter.id, ())
-        place.memory.counters[counter.id] = counter
-    place.time.pass_s(60)
-    place.break_down()
-    assert place.call(1, "echo") == ["allowed"]
-
-
 def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_next() -> None:
     place = in_outage(policy=EACH_TOOL_5)
     place.call(5, "echo")
@@ -124,22 +110,12 @@ def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one
     assert place.call(1, "c") + place.call(1, "d") + place.call(1, "e") == ["allowed"] * 2 + ["unavailable"]
 
 
-OBSERVED_2 = '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n'
-
-
 def test_an_observed_limit_that_cannot_be_counted_denies_nothing_and_is_not_counted_from_zero() -> None:
-    place = Place(policy=LIMIT_3.replace("3/1h", "5/1h") + OBSERVED_2)
+    place = Place(policy=EACH_USER_5 + '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
     place.call(2, "echo")
     place.forgotten.update(key for key, counter in place.memory.counters.items() if '"tool"' in counter.label)
     place.break_down()
     assert place.call(4, "echo") == ["allowed"] * 3 + ["rate_limited"]
-
-
-def test_an_observed_limit_without_room_is_not_charged_afterwards() -> None:
-    place = in_outage(policy=OBSERVED_2)
-    assert place.call(4) == ["allowed"] * 2 + ["would_deny"] * 2
-    place.mend()
-    assert place.used() == [2]
 
 
 # a call that cannot be recorded is not forwarded
@@ -170,7 +146,7 @@ def test_a_call_that_needs_the_store_is_told_why_it_cannot_be_used(hint: str, to
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_closed_tool_is_refused_in_every_mode(mode: str) -> None:
-    place = in_outage(mode, CLOSED)
+    place = in_outage(mode, '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
     assert place.call(1, "drop") == ["denied"]
 
 

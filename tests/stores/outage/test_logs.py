@@ -125,17 +125,6 @@ def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
     assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
 
 
-def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.ends(place.one())
-    assert len(left(tmp_path)) == 1
-    place.mend()
-    place.store.tend()
-    assert left(tmp_path) == []
-    after = successor(place, tmp_path)
-    assert (after.used(), after.outcomes()) == ([1], ["ok"])
-
-
 def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_running_ones(tmp_path: Path) -> None:
     alive = in_outage(tmp_path, 1, session="00000000000000cc")
     running = successor(alive, tmp_path)

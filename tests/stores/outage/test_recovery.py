@@ -47,19 +47,6 @@ def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one
     assert place.call() == ["allowed"]
 
 
-def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
-    place = Place()
-    first, second = place.one(), place.one()
-    place.fail("record")
-    place.ends(first)
-    assert place.store.needs_tending
-    place.mend()
-    place.ends(second)
-    place.store.tend()
-    assert place.outcomes() == ["ok", "ok"]
-    assert not place.store.needs_tending
-
-
 def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() -> None:
     place = Place()
     old, ended = place.one(), place.one()

@@ -18,25 +18,12 @@ from tests.build import Time, Wrapper
 from tests.stores.outage.conftest import Opens
 from tests.stores.outage.moody import Caller
 
-POLICY = """
-[[rule]]
-tool = "*"
-concurrent = 3
-
-[[rule]]
-user = "*"
-count = "errors"
-limit = "4/1h"
-
-[[rule]]
-user = "*"
-count = "cost"
-limit = "100/1h"
-
-[[cost]]
-tool = "search"
-cost = 7
-"""
+POLICY = (
+    '[[rule]]\ntool = "*"\nconcurrent = 3\n'
+    '[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "4/1h"\n'
+    '[[rule]]\nuser = "*"\ncount = "cost"\nlimit = "100/1h"\n'
+    '[[cost]]\ntool = "search"\ncost = 7\n'
+)
 
 
 class Guard(Caller):
@@ -47,9 +34,10 @@ class Guard(Caller):
     ) -> None:
         self.is_away = False
         self.time = Time()
+        self.said: list[str] = []
         self._opens = opens
         self.store = OutageStore(
-            self._open, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=self.time
+            self._open, mode="local", notify=self.said.append, folder=folder, timeout_ms=30_000, clock=self.time
         )
         assert self.store.args_key  # it has been opened
         self.session = Wrapper(self.store, policy, session=session)
@@ -83,15 +71,20 @@ def used(opens: Opens) -> dict[str, int]:
 
 
 @pytest.fixture
-def guards(opens: Opens) -> Iterator[tuple[Guard, Guard]]:
-    one, other = Guard(opens), Guard(opens, "00000000000000bb")
-    yield one, other
+def guard(opens: Opens) -> Iterator[Guard]:
+    one = Guard(opens)
+    yield one
     one.store.close()
-    other.store.close()
 
 
-def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: Opens, guards: tuple[Guard, Guard]) -> None:
-    guard, other = guards
+@pytest.fixture
+def other(opens: Opens) -> Iterator[Guard]:
+    one = Guard(opens, "00000000000000bb")
+    yield one
+    one.store.close()
+
+
+def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: Opens, guard: Guard, other: Guard) -> None:
     before, ended = guard.starts(), guard.starts()
     guard.stops(ended, failed=True)
     guard.cut_off()
@@ -112,8 +105,7 @@ def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: 
 
 
 @pytest.mark.parametrize("ends_together", [True, False])
-def test_a_wrapper_without_its_store_knows_the_errors_of_its_calls(guards: tuple[Guard, Guard], *, ends_together: bool) -> None:
-    guard, _ = guards
+def test_a_wrapper_without_its_store_knows_the_errors_of_its_calls(guard: Guard, *, ends_together: bool) -> None:
     calls = [guard.starts() for _ in range(3)]
     for some in [calls] if ends_together else [[call] for call in calls]:
         guard.stops(*some, failed=True)
@@ -122,8 +114,7 @@ def test_a_wrapper_without_its_store_knows_the_errors_of_its_calls(guards: tuple
     assert guard.refusal() == "failing"
 
 
-def test_no_other_wrapper_gets_the_place_of_a_call_of_one_that_is_cut_off(opens: Opens, guards: tuple[Guard, Guard]) -> None:
-    guard, other = guards
+def test_no_other_wrapper_gets_the_place_of_a_call_of_one_that_is_cut_off(opens: Opens, guard: Guard, other: Guard) -> None:
     calls = [guard.starts() for _ in range(3)]
     for _ in range(3):
         guard.cut_off()
@@ -183,74 +174,24 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
     guard.store.close()
 
 
-# a file that cannot be used
-
-
-class OnFile(Guard):
-    """A wrapper with a store in a file, and what it says."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.said: list[str] = []
-        self.time = Time()
-        self.begin()
-
-    def begin(self) -> None:
-        self.store = OutageStore(
-            lambda: SqliteStore(self.path, clock=self.time),
-            mode="local",
-            notify=self.said.append,
-            timeout_ms=30_000,
-            clock=self.time,
-        )
-        self.session = Wrapper(self.store, '[[rule]]\nuser = "*"\nlimit = "3/1h"\n')
-
-    def probe(self) -> None:
-        self.time.now_us += PROBE_US[1]
-        self.store.tend()
-
-
-@pytest.fixture
-def on_file(tmp_path: Path) -> Iterator[OnFile]:
-    guard = OnFile(tmp_path / "state" / "mcpguard.db")
-    yield guard
-    guard.store.close()
-
-
-def test_a_file_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("in the way")
-    guard = OnFile(tmp_path / "state" / "mcpguard.db")
-    assert guard.session.decisions("search", 4) == ["allowed"] * 3 + ["rate_limited"]
-    (tmp_path / "state").unlink()
-    guard.probe()
-    with contextlib.closing(SqliteStore(guard.path, clock=guard.time)) as store:
-        assert [held.used for held in store.held()] == [3]
-    guard.store.close()
-
-
-def test_a_damaged_database_is_reported_and_not_recreated(on_file: OnFile) -> None:
-    on_file.session.call("search")
-    on_file.store.close()
-    for file in on_file.path.parent.glob("mcpguard.db*"):
-        file.write_bytes(b"not a database at all" * 100)
-    on_file.begin()
-    on_file.probe()
-    assert "damaged" in on_file.said[-1]
-    assert on_file.store.needs_tending
-    assert on_file.path.read_bytes().startswith(b"not a database")
+# a file that is gone
 
 
 @pytest.mark.posix
-def test_a_removed_file_is_reported_and_created_again(on_file: OnFile) -> None:
-    on_file.session.call("search", 3)
-    on_file.store.tend()
-    for file in on_file.path.parent.iterdir():
+def test_a_removed_file_is_reported_and_created_again(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "mcpguard.db"
+    guard = Guard(lambda: SqliteStore(path), policy='[[rule]]\nuser = "*"\nlimit = "3/1h"\n')
+    guard.session.call("search", 3)
+    guard.store.tend()
+    for file in path.parent.iterdir():
         file.unlink()
-    on_file.store.tend()
-    assert "was removed or replaced" in on_file.said[-1]
-    assert on_file.session.decisions("search") == ["rate_limited"]
-    on_file.probe()
-    on_file.probe()
-    assert not on_file.store.needs_tending
-    assert on_file.path.stat().st_mode & 0o777 == 0o600
-    assert [line.split(":")[0] for line in on_file.said] == ["store unavailable", "store is back"]
+    guard.store.tend()
+    assert "was removed or replaced" in guard.said[-1]
+    assert guard.session.decisions("search") == ["rate_limited"]
+    guard.comes_back()
+    while guard.store.needs_tending:
+        guard.time.now_us += 61_000_000
+        guard.store.tend()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [line.split(":")[0] for line in guard.said] == ["store unavailable", "store is back"]
+    guard.store.close()
