@@ -26,6 +26,11 @@ class OnFile(Session):
 
     store: SqliteStore
 
+    def call_and_end(self, times: int) -> None:
+        """Make calls, and close the store."""
+        self.call("x", times)
+        self.store.close()
+
 
 Begin = Callable[..., OnFile]
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'

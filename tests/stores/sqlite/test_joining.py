@@ -124,9 +124,7 @@ def is_cut(path: Path) -> None:
 def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_count_as_open(
     path: Path, begin: Begin, store_that: Callable[[Path], None]
 ) -> None:
-    session = begin()
-    session.call("x", 3)
-    session.store.close()
+    begin().call_and_end(3)
     store_that(path)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         begin()
@@ -223,9 +221,7 @@ def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_kno
 
 
 def test_a_database_that_another_program_is_changing_is_not_read(path: Path, begin: Begin) -> None:
-    session = begin()
-    session.call("x", 2)
-    session.store.close()
+    begin().call_and_end(2)
     with another_program(path, "writes"), pytest.raises(StoreUnavailable, match="locked"):
         begin()
     assert used(begin().store) == [2]
