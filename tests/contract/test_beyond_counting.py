@@ -9,9 +9,6 @@ TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
 TWO_ERRORS = '[[rule]]\ntool = "report"\nlimit = "2/1m"\ncount = "errors"\n'
 
 
-# Errors
-
-
 def test_a_failed_call_counts_on_each_of_its_limits_on_errors(place: Place) -> None:
     policy = TWO_ERRORS + '[[rule]]\nuser = "*"\nlimit = ["3/1h", "9/1d"]\ncount = "errors"\n'
     caller = Caller(place.open(), policy)
@@ -43,9 +40,6 @@ def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_ex
     for caller in callers:
         (denied,) = caller.decide("report")
         assert denied.retry_after_us == 60_000_000 - 2 * 10_000, "when the last error but one leaves the window"
-
-
-# Calls in flight
 
 
 def test_an_admitted_calls_row_tells_how_many_are_in_flight(place: Place) -> None:
@@ -127,9 +121,6 @@ def test_calls_that_were_admitted_without_the_store_are_held_beyond_the_cap_and_
     for call_id, word in ((-7, "rate_limited"), (-8, "allowed")):
         other.settle([Ending(call_id, plan, False)])
         assert caller.words("report") == [word]
-
-
-# Held calls
 
 
 def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place: Place) -> None:

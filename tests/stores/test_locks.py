@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,12 +64,14 @@ def test_a_process_that_hardly_runs_still_tries_often(
 
 
 class Tries:
-    """A lock that comes free at a later try."""
+    """A lock that comes free at a later try, and a clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free_at: int) -> None:
         self.count = 0
+        self.clock = Clock(1)
         self._free_at = free_at
         monkeypatch.setattr(module, "_lock", self._lock)
+        monkeypatch.setattr(module, "time", self.clock)
 
     def _lock(self, fd: int, how: int) -> None:
         self.count += 1
@@ -78,18 +79,14 @@ class Tries:
             raise BlockingIOError
 
 
-def test_a_lock_that_comes_free_soon_is_taken_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, tries = Clock(1), Tries(monkeypatch, free_at=1 + module.QUICK_TRIES)
-    monkeypatch.setattr(module, "time", clock)
-    assert FileLock(-1).acquire(1)
-    assert tries.count == 1 + module.QUICK_TRIES
-    assert clock.slept == []
-
-
-def test_without_a_timeout_the_lock_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tries = Tries(monkeypatch, free_at=2)
-    assert not FileLock(-1).acquire(0)
-    assert tries.count == 1
+@pytest.mark.parametrize(("timeout_s", "free_at", "tries"), [(1, 1 + module.QUICK_TRIES, 1 + module.QUICK_TRIES), (0, 2, 1)])
+def test_a_lock_that_comes_free_soon_is_taken_without_a_pause_and_tried_once_without_a_timeout(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: int, free_at: int, tries: int
+) -> None:
+    lock = Tries(monkeypatch, free_at)
+    assert FileLock(-1).acquire(timeout_s) is (tries == free_at)
+    assert lock.count == tries
+    assert lock.clock.slept == []
 
 
 def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases(locks: list[FileLock]) -> None:
@@ -101,24 +98,6 @@ def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases
     assert first.acquire(0)
     first.release()
     assert second.acquire(0)
-
-
-def test_a_waiting_request_gets_the_lock_when_it_is_released(locks: list[FileLock]) -> None:
-    first, second, third = locks
-    assert first.acquire(0)
-    got: list[bool] = []
-
-    def wait(lock: FileLock) -> None:
-        got.append(lock.acquire(ENOUGH_S))
-        lock.release()
-
-    threads = [threading.Thread(target=wait, args=(lock,)) for lock in (second, third)]
-    for thread in threads:
-        thread.start()
-    first.release()
-    for thread in threads:
-        thread.join(ENOUGH_S)
-    assert got == [True, True]
 
 
 def test_the_lock_of_a_killed_process_is_released(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:

@@ -59,12 +59,7 @@ for _name in (*OPERATIONS, "take_notes"):
 
 
 class Caller:
-    """A wrapper whose calls start and stop.
-
-    Attributes:
-        store: Its store.
-        session: Its session.
-    """
+    """A wrapper whose calls start and stop."""
 
     store: OutageStore
     session: Wrapper
@@ -83,16 +78,7 @@ class Caller:
 
 
 class Place(Caller):
-    """Where a moody store is, and one wrapper that uses it.
-
-    Args:
-        mode: What becomes of calls without the store.
-        policy: The policy.
-        folder: Where outage logs are; None for nowhere.
-        other: A place whose store and clocks this one has too.
-        session: The wrapper's session.
-        bounds: How much is kept of an outage.
-    """
+    """Where a moody store is, and one wrapper that uses it. With another place, both have one store and its clocks."""
 
     def __init__(
         self,

@@ -34,9 +34,6 @@ def used(place: Place) -> dict[str, int]:
     return {counts: sum(place.memory.states.get(key, ())[2::2]) for counts, key in held}
 
 
-# cost
-
-
 def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leaves_the_window() -> None:
     place = in_outage(policy=COST_10)
     verdict = place.one("report")
@@ -52,9 +49,6 @@ def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leav
         place.time.now_us = START_US + at_us
         held.append(place.used())
     assert held == [[10], [6], [6], []]
-
-
-# errors
 
 
 def test_errors_before_and_during_an_outage_close_the_tool_for_an_exact_time() -> None:
@@ -141,9 +135,6 @@ def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_tha
     place.mend()
     place.time.now_us = START_US + 1800_000_000
     assert used(place)["errors"] == 1
-
-
-# on disk
 
 
 BOTH = COST_10 + ERRORS_2

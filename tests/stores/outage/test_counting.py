@@ -118,9 +118,6 @@ def test_an_observed_limit_that_cannot_be_counted_denies_nothing_and_is_not_coun
     assert place.call(4, "echo") == ["allowed"] * 3 + ["rate_limited"]
 
 
-# a call that cannot be recorded is not forwarded
-
-
 @pytest.mark.parametrize("how", ["", "is a free retry", "may be held"])
 @pytest.mark.parametrize("policy", [LIMIT_3, UNLIMITED, '[[rule]]\ntool = "*"\nlimit = "unlimited"\n', "mode = 'observe'"])
 def test_with_deny_no_call_is_forwarded_whatever_limits_it(policy: str, how: str) -> None:

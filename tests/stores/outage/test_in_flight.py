@@ -215,9 +215,6 @@ def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call
     assert len(places(place)) == 2
 
 
-# a store that fails when a call ends
-
-
 @pytest.mark.parametrize("mode", ["local", "deny", "allow"])
 def test_a_call_that_ends_as_the_store_fails_has_no_place_when_it_is_back(mode: str) -> None:
     place = Place(mode, CAP_2)

@@ -16,7 +16,7 @@ from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
 from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
-from tests.stores.conftest import broken, raising
+from tests.stores.conftest import broken, open_descriptors, raising
 from tests.stores.outage import moody
 from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
@@ -35,14 +35,6 @@ HEAD_LINE = "h\t00\tthis boot\t1\t1\t"
 def log_of(*texts: str) -> bytes:
     """The content of a file with these records."""
     return START.checksum + pack(START, texts)[0]
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def in_outage(folder: Path, calls: int = 0, policy: str = MIXED, **options: Any) -> Place:
@@ -236,7 +228,6 @@ def test_a_kill_during_write_back_loses_and_doubles_nothing(
 
 def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path, 2)
-    assert left(tmp_path)
     held: list[bool] = []
     remove = OutageLog.remove
 
@@ -248,8 +239,7 @@ def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monke
     place.mend()
     while place.store.needs_tending:
         place.store.tend()
-    assert left(tmp_path) == []
-    assert held == [False]
+    assert (left(tmp_path), held) == ([], [False])
 
 
 def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,9 +265,6 @@ def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_s
     assert (len(after.records()), len(left(tmp_path))) == (3, 1)
     look_again(after)
     assert (after.used(), after.outcomes(), left(tmp_path)) == ([3], ["ok"] * 3, [])
-
-
-# time
 
 
 def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_them_in(tmp_path: Path) -> None:
@@ -315,9 +302,8 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
     place = Place(policy=MIXED, folder=tmp_path)
     old = place.one()
     place.break_down()
-    new = place.one()
     place.ends(old, "tool_error")
-    place.ends(new)
+    place.ends(place.one())
     place.kill()
     after = Place(policy=MIXED, folder=tmp_path, session="00000000000000bb")
     after.call(1)
@@ -387,20 +373,15 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_kept_and_lost(tmp_path
     assert (after.used(), len(after.records())) == ([2], 2)
 
 
-def test_a_folder_whose_files_cannot_be_locked_gets_none_at_any_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(fd: int) -> bool:
-        opened.append(fd)
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    opened: list[int] = []
-    monkeypatch.setattr(locks, "try_lock", refuse)
+def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_tried(tmp_path: Path) -> None:
     folder = OutageFolder(tmp_path, "db-outage-")
-    for _ in range(2):
-        with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
-            folder.create()
+    before = open_descriptors()
+    with broken(locks, "try_lock", errno.ENOLCK):
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+                folder.create()
     assert left(tmp_path) == []
-    assert len(opened) == 2
-    assert not any(map(is_open, opened))
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("before", [0, 1])
@@ -510,7 +491,7 @@ def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path) -
         after.time.pass_ms(100)
         after.before["append"] = slow
 
-    after.before["append"] = slow
+    slow()
     rounds = 0
     while after.store.needs_tending:
         after.store.tend()

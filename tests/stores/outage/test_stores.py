@@ -174,9 +174,6 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
     guard.store.close()
 
 
-# a file that is gone
-
-
 @pytest.mark.posix
 def test_a_removed_file_is_reported_and_created_again(tmp_path: Path) -> None:
     path = tmp_path / "state" / "mcpguard.db"

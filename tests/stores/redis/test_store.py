@@ -447,9 +447,6 @@ def test_the_newest_row_is_read_without_those_before_it(begin: Begin, replies: l
     assert replies == [1]
 
 
-# the server's settings
-
-
 APPENDS = ["--appendonly", "yes"]
 EVICTS = ["--maxmemory", "100mb", "--maxmemory-policy"]
 

@@ -240,9 +240,6 @@ def test_an_owner_whose_new_file_is_swept_takes_another_name(
     assert [held.used for held in open_store().held()] == [2]
 
 
-# Files
-
-
 @pytest.mark.parametrize("drained", [False, True])
 def test_a_store_opened_later_knows_cost_errors_and_calls_in_flight(open_store: Open, tend: Tend, drained: bool) -> None:
     policy = (
@@ -269,9 +266,6 @@ def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, 
     tend(caller.store)
     assert rows(path, "in_flight") == 0
     assert caller.words("x") == ["allowed"]
-
-
-# Failures
 
 
 def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open) -> None:
