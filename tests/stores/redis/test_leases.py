@@ -177,13 +177,6 @@ def test_a_call_has_a_place_on_each_of_its_caps_and_one_of_them_can_be_lost(guar
     assert other.decision() == "allowed"
 
 
-def test_an_observed_cap_without_room_gives_no_place(guards: Guards) -> None:
-    one, other = guards(ONE + 'mode = "observe"\n')
-    assert (one.decision(), other.decision()) == ("allowed", "would_deny")
-    assert other.used == [1]
-    assert not other.store.needs_tending
-
-
 def test_calls_admitted_without_the_store_have_leases_that_are_renewed(guards: Guards, time: Time) -> None:
     one, other = guards()
     (request,) = one.charges("x")

@@ -117,17 +117,6 @@ def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(
     assert sum(sizes) > 600_000
 
 
-def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) -> None:
-    with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
-        flooded, other = (
-            Session(RedisStore(server.address, PATIENT._replace(namespace=name, max_bytes=MAX_BYTES)), POLICY) for name in "ab"
-        )
-        assert other.decisions("report", 2) == ["allowed"] * 2
-        for at in range(250):
-            refuse(flooded, str(at))
-        assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
-
-
 def test_emptying_one_stream_by_hand_deletes_no_row_of_the_other(server: Server, begin: Begin) -> None:
     session = begin(max_bytes=100_000)
     session.call("free", 300)

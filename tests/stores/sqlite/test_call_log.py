@@ -135,26 +135,16 @@ def test_a_new_log_is_forced_to_the_disk_before_it_gets_its_name(tmp_path: Path,
     assert (has_name, path.exists()) == ([False], True)
 
 
-@pytest.mark.parametrize("content", [None, b"not a log"], ids=["missing", "no log"])
-def test_a_log_that_cannot_be_opened_leaves_no_file_open(path: Path, content: bytes | None) -> None:
-    path.unlink(missing_ok=True)
-    if content:
-        path.write_bytes(content)
-    before = open_descriptors()
-    with pytest.raises((OSError, StoreUnavailable)):
-        CallLog(path)
-    assert open_descriptors() == before
-
-
 @pytest.mark.parametrize(
     "content", [b"", b"not a log", b"[" * 5000, b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)]
 )
-def test_a_file_that_is_not_a_call_log_is_refused_and_unchanged(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_call_log_is_refused_and_stays_unchanged_and_closed(path: Path, content: bytes) -> None:
     path.write_bytes(content)
+    before = open_descriptors()
     with pytest.raises(StoreUnavailable, match="damaged") as raised:
         CallLog(path)
     assert "move it away" in raised.value.hint
-    assert path.read_bytes() == content
+    assert (path.read_bytes(), open_descriptors()) == (content, before)
 
 
 @pytest.mark.posix

@@ -240,34 +240,6 @@ def test_an_owner_whose_new_file_is_swept_takes_another_name(
     assert [held.used for held in open_store().held()] == [2]
 
 
-@pytest.mark.parametrize("drained", [False, True])
-def test_a_store_opened_later_knows_cost_errors_and_calls_in_flight(open_store: Open, tend: Tend, drained: bool) -> None:
-    policy = (
-        '[[rule]]\ntool = "x"\nlimit = "12/1h"\ncount = "cost"\n[[cost]]\ntool = "x"\ncost = 5\n'
-        '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'
-        '[[rule]]\ntool = "x"\nconcurrent = 4\n'
-    )
-    first = Caller(open_store(), policy)
-    assert first.words("x", "x") == ["allowed", "allowed"]
-    first.end(failed=True)
-    if drained:
-        tend(first.store)
-    late = Caller(open_store(), policy, session="b" * 16)
-    assert late.used == first.used == [1, 1, 10]
-    (denied,) = late.decide("x")
-    assert (denied.reason, denied.count, denied.in_flight) == ("rate_limited", 11, 1)
-
-
-def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, tend: Tend) -> None:
-    caller = Caller(open_store(), CAPPED)
-    caller.decide("x", "x")
-    tend(caller.store)
-    caller.store.reset([held.label for held in caller.store.held()])
-    tend(caller.store)
-    assert rows(path, "in_flight") == 0
-    assert caller.words("x") == ["allowed"]
-
-
 def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open) -> None:
     caller = Caller(open_store(), CAPPED + '[[rule]]\ntool = "y"\nlimit = "2/1h"\n')
     with broken(locks, "open_private", errno.ENOSPC):

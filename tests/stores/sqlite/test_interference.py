@@ -22,29 +22,9 @@ from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import Reader
 from tests.build import WALL_US, Session
 from tests.missing import make_link
-from tests.stores.conftest import raising
 from tests.stores.sqlite.conftest import MANY, Begin, Open, counter_of, drain, turn_is_free, used
 
 # A database that others have locked
-
-
-@pytest.mark.parametrize("trouble", ["locked", "full"])
-def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
-    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
-    monkeypatch.setattr(upkeep, "PACE_BYTES", 1000)
-    session = begin(MANY, timeout_ms=1)
-    session.one("x")
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
-        if trouble == "locked":
-            theirs.execute("BEGIN EXCLUSIVE")
-        else:
-            monkeypatch.setattr(upkeep.Upkeep, "_write", raising(sqlite3.OperationalError("database or disk is full")))
-        for _ in range(20):
-            assert session.decisions("x", 10) == ["allowed"] * 10
-            session.store.keep_pace(lambda: None)
-    monkeypatch.undo()
-    assert used(begin().store) == [201]
 
 
 def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store: Open) -> None:

@@ -26,16 +26,6 @@ def test_eight_processes_can_create_the_store_at_once(path: Path, start: Start) 
     assert [worker.wait(ENOUGH_S) for worker in workers] == [0] * 8
 
 
-def test_of_many_processes_each_gets_its_share(path: Path, start: Start) -> None:
-    SqliteStore(path).close()
-    workers = [start("call_a_share", path) for _ in range(6)]
-    for worker in workers:
-        tell(worker)
-    assert [heard(worker) for worker in workers] == ["done"] * 6
-    with closing(SqliteStore(path)) as store:
-        assert [held.used for held in store.held()] == [600]
-
-
 def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_its_row(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260101)  # noqa: S311 - it only chooses whom to kill, and when
