@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -18,6 +18,8 @@ from tests.build import TESTS
 from tests.redis_servers import Server, running
 
 Worker = subprocess.Popen[str]
+Do = Callable[[], object]
+Seen = TypeVar("Seen")
 
 ENOUGH_S = 60
 """No step takes so long. A test that waits so long has failed."""
@@ -73,6 +75,35 @@ def broken(owner: object, name: str, error: BaseException | int) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, raising(error))
         yield
+
+
+def before_each(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, look: Callable[[], Seen]) -> list[Seen]:
+    """What is seen before each call of a function."""
+    found: list[Seen] = []
+    do = getattr(owner, name)
+
+    def noted(*args: Any, **more: Any) -> Any:
+        found.append(look())
+        return do(*args, **more)
+
+    monkeypatch.setattr(owner, name, noted)
+    return found
+
+
+def around_next(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, before: Do = lambda: None, after: Do = lambda: None
+) -> None:
+    """Let something happen before or after the next call of a function."""
+    do = getattr(owner, name)
+
+    def once(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(owner, name, do)
+        before()
+        done = do(*args, **more)
+        after()
+        return done
+
+    monkeypatch.setattr(owner, name, once)
 
 
 def open_descriptors() -> list[int]:

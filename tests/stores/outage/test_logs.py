@@ -16,7 +16,7 @@ from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
 from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
-from tests.stores.conftest import broken, open_descriptors, raising
+from tests.stores.conftest import before_each, broken, open_descriptors, raising
 from tests.stores.outage import moody
 from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
@@ -228,14 +228,7 @@ def test_a_kill_during_write_back_loses_and_doubles_nothing(
 
 def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path, 2)
-    held: list[bool] = []
-    remove = OutageLog.remove
-
-    def noted(self: OutageLog) -> None:
-        held.append(place.store._lock.locked())
-        remove(self)
-
-    monkeypatch.setattr(OutageLog, "remove", noted)
+    held = before_each(monkeypatch, OutageLog, "remove", place.store._lock.locked)
     place.mend()
     while place.store.needs_tending:
         place.store.tend()

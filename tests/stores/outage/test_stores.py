@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from mcpguard.stores.outage.log import OutageFolder
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time, Wrapper
+from tests.stores.conftest import around_next, raising
 from tests.stores.outage.conftest import Opens
 from tests.stores.outage.moody import Caller
 
@@ -145,22 +145,17 @@ class Killed(BaseException):
     """The process is killed here."""
 
 
-def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(tmp_path: Path, opens: Opens) -> None:
+def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
+    tmp_path: Path, opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, folder = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n', OutageFolder(tmp_path, "db-outage-")
     guard = Guard(opens, policy=policy, folder=folder)
     kind = type(guard.store._store)
     guard.cut_off()
     guard.session.call("x", 3)
-    append = kind.append  # type: ignore[union-attr]
-
-    def append_and_die(self: Any, rows: Any) -> None:
-        append(self, rows)
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "append", append_and_die)
-        with pytest.raises(Killed):
-            guard.comes_back()
+    around_next(monkeypatch, kind, "append", after=raising(Killed()))
+    with pytest.raises(Killed):
+        guard.comes_back()
     assert guard.store._own_logs.reading is not None
     guard.store._own_logs.reading.close()  # as the system does when the process is killed
     after = Guard(opens, "00000000000000bb", policy, folder)

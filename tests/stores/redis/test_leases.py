@@ -3,17 +3,16 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.redis.server import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
-from tests.build import WALL_US, Session, Time, Wrapper
+from tests.build import WALL_US, Session, Time
 from tests.callers import Caller
 from tests.redis_servers import Server, running, wait_for
+from tests.stores.conftest import around_next
 from tests.stores.redis.conftest import PATIENT, keys
 
 ONE = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
@@ -193,15 +192,7 @@ def test_calls_admitted_without_the_store_have_leases_that_are_renewed(guards: G
 
 def interrupt(guard: Guard, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen between the server's next reply to the wrapper and its arrival."""
-    exchange = guard.store._server._link.exchange
-
-    def late(*packed: Any, **more: Any) -> list[Any]:
-        reply = exchange(*packed, **more)
-        monkeypatch.undo()
-        happens()
-        return reply
-
-    monkeypatch.setattr(guard.store._server._link, "exchange", late)
+    around_next(monkeypatch, guard.store._server._link, "exchange", after=happens)
 
 
 def test_a_call_whose_place_was_given_away_before_its_verdict_arrived_is_decided_anew_and_has_one_row(
@@ -261,33 +252,6 @@ def test_the_first_call_after_the_place_was_freed_names_the_counter_again(guards
     server.command("DEL", "{mcpguard:default}:counters")
     other.decision()
     assert other.used == [1]
-
-
-@pytest.mark.parametrize("keeps_data", [True, False])
-def test_a_call_that_outlives_a_restart_of_the_server_has_its_place_again(tmp_path: Path, *, keeps_data: bool) -> None:
-    with running(tmp_path / "redis", "--appendonly", "yes" if keeps_data else "no", "--appendfsync", "always") as own:
-        time, said = Time(), list[str]()
-        wrapper = OutageStore(
-            lambda: RedisStore(own.address, PATIENT), mode="local", notify=said.append, timeout_ms=30_000, clock=time
-        )
-        session = Wrapper(wrapper, ONE)
-        (request,) = session.charges("x")
-        (verdict,) = wrapper.decide([request], session.journal)
-        own.kill()
-        assert session.decisions("x") == ["rate_limited"]
-        own.start()
-
-        def is_back() -> bool:
-            time.pass_s(10)
-            wrapper.tend()
-            return said[-1].startswith("store is back")
-
-        wait_for(is_back, "the store is not used again")
-        other = Session(RedisStore(own.address, PATIENT), ONE, session="b" * 16)
-        assert other.decisions("x") == ["rate_limited"]
-        wrapper.settle([Ending(verdict.row_id or 0, request.plan, failed=False)])
-        assert other.decisions("x") == ["allowed"]
-        wrapper.close()
 
 
 def test_by_the_machines_own_clock_too_a_place_is_kept_while_its_wrapper_runs_and_lost_if_it_is_stopped(server: Server) -> None:

@@ -23,6 +23,7 @@ from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import Session
 from tests.redis_servers import Server, running, wait_for
+from tests.stores.conftest import around_next, before_each, raising
 from tests.stores.redis.conftest import (
     AUDIT,
     LABELS,
@@ -241,14 +242,7 @@ def old_rows(begin: Begin) -> None:
 
 @pytest.mark.usefixtures("old_rows")
 def test_calls_are_decided_between_pieces_of_upkeep(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths: list[int] = []
-    exchange = Link.exchange
-
-    def noting(*args: Any, **more: Any) -> object:
-        lengths.append(length(server))
-        return exchange(*args, **more)
-
-    monkeypatch.setattr(Link, "exchange", noting)
+    lengths = before_each(monkeypatch, Link, "exchange", lambda: length(server))
     opened(keep_us=HOUR_US).tend()
     assert lengths[-1] == 0
     assert max(before - after for before, after in pairwise(lengths)) <= 200
@@ -341,16 +335,9 @@ def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost_and_n
     session, other = begin(), begin(session="b" * 16)
     session.call("report", 2)
     other.call("free")
-    exchange = Link.exchange
-
-    def lose_the_reply(*args: Any, **more: Any) -> None:
-        exchange(*args, **more)
-        raise StoreUnavailable("no reply")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Link, "exchange", lose_the_reply)
-        with pytest.raises(StoreUnavailable):
-            session.call("report", 3)
+    around_next(monkeypatch, Link, "exchange", after=raising(StoreUnavailable("no reply")))
+    with pytest.raises(StoreUnavailable):
+        session.call("report", 3)
     store = {"the same store": session.store, "the next one": opened(), "one in use": other.store}[by]
     store.append(rows_after(session, session.journal.seq, *["allowed_unavailable"] * 4, time_us=1))
     assert told(store, session) == [(1, "allowed"), (2, "allowed"), *((seq, "allowed_unavailable") for seq in range(3, 7))]

@@ -15,6 +15,7 @@ from mcpguard.stores.sqlite import call_log, upkeep
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time
+from tests.stores.conftest import before_each
 
 Open = Callable[..., SqliteStore]
 Tend = Callable[..., None]
@@ -146,13 +147,5 @@ def turn_is_free(store: SqliteStore) -> bool:
 
 
 def turns_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, other: SqliteStore) -> list[bool]:
-    """Whether another process could take its turn, each time that a function was called."""
-    found: list[bool] = []
-    do = getattr(owner, name)
-
-    def noted(*args: Any) -> Any:
-        found.append(turn_is_free(other))
-        return do(*args)
-
-    monkeypatch.setattr(owner, name, noted)
-    return found
+    """Whether another process could take its turn, before each call of a function."""
+    return before_each(monkeypatch, owner, name, lambda: turn_is_free(other))

@@ -4,10 +4,9 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import Reader
 from tests.build import WALL_US, Session
 from tests.missing import make_link
+from tests.stores.conftest import around_next, raising
 from tests.stores.sqlite.conftest import MANY, Begin, Open, counter_of, drain, turn_is_free, used
 
 # A database that others have locked
@@ -36,15 +36,10 @@ def test_a_call_that_another_process_overtakes_is_decided_anew(begin: Begin, mon
     limit = '[[rule]]\ntool = "x"\nlimit = "3/1h"\n'
     late, early = begin(limit), begin(limit)
     late.one("x")
-    take_turn = late.store._follower.take_turn
-
-    def overtaken() -> None:
-        early.one("x")
-        take_turn()
-
-    monkeypatch.setattr(late.store._follower, "take_turn", overtaken)
-    assert late.one("x").remaining == 0
-    assert late.one("x").decision == "rate_limited"
+    for remaining, decision in (0, "allowed"), (0, "rate_limited"):
+        around_next(monkeypatch, late.store._follower, "take_turn", before=lambda: early.one("x"))
+        verdict = late.one("x")
+        assert (verdict.remaining, verdict.decision) == (remaining, decision)
     assert used(late.store) == [3]
     assert [entry.row_id for entry in late.store.entries()] == [1, 2, 3, 4, 5]
 
@@ -72,15 +67,7 @@ def test_two_processes_that_drain_without_a_lock_file_count_once(
     path.with_name("mcpguard.db-lock").unlink()
     one, other = session.store, begin().store
     one.adopt([(counter_of(session.charges("x")), (-1, -1, 4))], token_hex())
-    records = CallLog.records
-
-    def overtaken(self: CallLog, at: Position) -> Iterator[tuple[str, Position]]:
-        monkeypatch.undo()
-        found = list(records(self, at))
-        drain(other)
-        return iter(found)
-
-    monkeypatch.setattr(CallLog, "records", overtaken)
+    around_next(monkeypatch, CallLog, "records", before=lambda: drain(other))
     with pytest.raises(StoreUnavailable, match="two processes at once") as raised:
         drain(one)
     assert "-lock removed" in raised.value.hint
@@ -227,28 +214,19 @@ def test_a_reset_has_room_in_a_full_log_because_it_is_drained(
     assert used(store) == []
 
 
-def ends_after(work: Callable[..., None]) -> Callable[..., None]:
-    """A function that does its work and then raises, as if its process ended there."""
-
-    def end(*args: Any) -> None:
-        work(*args)
-        raise OSError(5, "killed here")
-
-    return end
-
-
 @pytest.mark.posix
-def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_log(path: Path, begin: Begin) -> None:
+def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_log(
+    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = begin(MANY)
     session.call("x", 3)
     drain(session.store)
     lost = session.call("x", 3)[-1].row_id or 0
     Path(log_path(path)).unlink()
     for module, name in (database, "set_position"), (call_log, "create"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, name, ends_after(getattr(module, name)))
-            with pytest.raises(StoreUnavailable, match="killed here"):
-                begin()
+        around_next(monkeypatch, module, name, after=raising(OSError(5, "killed here")))
+        with pytest.raises(StoreUnavailable, match="killed here"):
+            begin()
     after = begin(MANY)
     assert (after.one("x").row_id or 0) > lost
     drain(after.store)

@@ -1,7 +1,7 @@
 """Agent notes: how a hook writes them into an SQLite store, and how long they are found."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.notes import leave_note, note_line
 from tests.build import WALL_US, Session
-from tests.stores.conftest import Worker, heard, tell
+from tests.stores.conftest import Worker, around_next, heard, tell
 from tests.stores.sqlite.conftest import Open, Times, ask, rows
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
@@ -66,11 +66,7 @@ def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() ->
 def test_a_note_that_two_processes_take_is_taken_once(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = open_store(), open_store()
     leave(path)
-    publish = other._publish
-
-    def late(lines: Callable[[], Sequence[str]]) -> int:
-        assert one.take_notes("default", ["t1"]) == {"t1": NOTE.text}
-        return publish(lines)
-
-    monkeypatch.setattr(other, "_publish", late)
+    taken: list[dict[str, str]] = []
+    around_next(monkeypatch, other, "_publish", before=lambda: taken.append(one.take_notes("default", ["t1"])))
     assert other.take_notes("default", ["t1"]) == {}
+    assert taken == [{"t1": NOTE.text}]

@@ -3,14 +3,12 @@
 import contextlib
 import itertools
 import sqlite3
-import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -18,10 +16,9 @@ from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.sqlite import call_log, database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
-from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session
-from tests.stores.conftest import broken
+from tests.stores.conftest import around_next, before_each, broken
 from tests.stores.sqlite.conftest import FIVE_A_MINUTE, MANY, Begin, OnFile, Open, Tend, Times, ask, counter_of, rows, used
 
 ALONE = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
@@ -77,14 +74,8 @@ def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_chang
         tend(session.store)
     for at in range(0, len(ids), 50):
         session.store.record([Outcome(row_id, "ok", 1) for row_id in ids[at : at + 50]])
-    sizes: list[int] = []
-    set_position = database.set_position
-
-    def look(db: sqlite3.Connection, upto: Position) -> None:
-        sizes.append(Path(beside(path, "-journal")).stat().st_size)
-        set_position(db, upto)
-
-    monkeypatch.setattr(database, "set_position", look)
+    journal = Path(beside(path, "-journal"))
+    sizes = before_each(monkeypatch, database, "set_position", lambda: journal.stat().st_size)
     tend(session.store)
     assert ask(path, "SELECT count(*) FROM audit WHERE outcome = 'ok'") == len(ids) == 2000
     assert share_bytes / 4 < max(sizes) < share_bytes
@@ -160,14 +151,7 @@ def test_records_appended_while_the_log_is_drained_are_kept(
 ) -> None:
     session, other = begin(MANY), begin(MANY)
     session.call("x", 3)
-    write = draining.Drain.write
-
-    def overtaken(*args: Any) -> None:
-        monkeypatch.undo()
-        write(*args)
-        between(other)
-
-    monkeypatch.setattr(draining.Drain, "write", overtaken)
+    around_next(monkeypatch, draining.Drain, "write", after=lambda: between(other))
     tend(session.store, after_s=3)
     assert used(session.store) == used(other.store) == used(begin().store) == left
 
@@ -187,17 +171,6 @@ def waiting_bytes(store: SqliteStore) -> int:
 def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
     """Call a function where a process would wait between calls."""
     monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
-
-
-@pytest.mark.usefixtures("paced_log")
-def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    session = begin()
-    with tended(session.store):
-        for _ in range(60):
-            assert set(session.decisions("free", 50, _meta=ALONE)) == {"allowed"}
-            session.store.keep_pace(lambda: None)
-    assert [entry.record["seq"] for entry in session.store.entries()] == list(range(1, 3001))
 
 
 @pytest.mark.usefixtures("paced_log")
@@ -266,24 +239,6 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     assert bool(waits) is not (is_awaited or is_urgent)
     assert store._log.drained() == store._follower.at
     assert store._upkeep._is_busy()
-
-
-@contextlib.contextmanager
-def tended(store: SqliteStore) -> Iterator[None]:
-    """Runs a bookkeeper's thread beside the thread that decides."""
-    done = threading.Event()
-
-    def tend() -> None:
-        while not done.wait(0.001):
-            store.tend()
-
-    thread = threading.Thread(target=tend)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_an_outcome_joins_its_row_before_while_and_after_it_is_drained(path: Path, begin: Begin, tend: Tend) -> None:
