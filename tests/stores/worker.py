@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Options
@@ -20,7 +19,6 @@ MANY = '[[rule]]\ntool = "x"\nlimit = "40/1s"\n[[rule]]\nuser = "*"\nlimit = "30
 CAPPED = '[[rule]]\ntool = "x"\nconcurrent = 2\n'
 SEATS = 3
 SEATED = f'[[rule]]\ntool = "x"\nconcurrent = {SEATS}\n'
-FOREVER = '[[rule]]\ntool = "x"\nlimit = "1000000/1d"\n'
 
 
 def say(text: str) -> None:
@@ -95,33 +93,7 @@ def hold(path: Path) -> None:
     say("released")
 
 
-def fill_the_disk(path: Path) -> None:
-    """Decide while files may not grow beyond a number of bytes. Then lift that bound, and print what the store has."""
-    import resource  # Windows has none
-
-    session = begin(path, FOREVER)
-    admitted = session.call("x", 10)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
-    failures = 0
-    while failures < 3:
-        try:
-            admitted += session.call("x", 3)
-        except StoreUnavailable as error:
-            failures += 1
-            say(error.message)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    admitted += session.call("x", 5)
-    (held,) = session.store.held()
-    entries = list(session.store.entries())
-    say(f"{len(admitted)} {held.used} {len(entries)}")
-    say(" ".join(str(entry.record["seq"]) for entry in entries))
-    session.store.close()
-
-
-WORK: dict[str, Callable[[Path], None]] = {
-    work.__name__: work for work in (make, call_until_told, call_when_told, sit, hold, fill_the_disk)
-}
+WORK: dict[str, Callable[[Path], None]] = {work.__name__: work for work in (make, call_until_told, call_when_told, sit, hold)}
 
 if __name__ == "__main__":
     WORK[sys.argv[1]](Path(sys.argv[2]))

@@ -58,26 +58,11 @@ for _name in (*OPERATIONS, "take_notes"):
     setattr(Moody, _name, _moody(_name))
 
 
-class Caller:
-    """A wrapper whose calls start and stop."""
-
-    store: OutageStore
-    session: Wrapper
-
-    def starts(self, tool: str = "search") -> Ending:
-        """A call that is forwarded. Returns how it will end."""
-        (request,) = self.session.charges(tool)
-        (verdict,) = self.store.decide([request], self.session.journal)
-        assert verdict.forwards
-        assert verdict.row_id is not None
-        return Ending(verdict.row_id, request.plan, failed=False)
-
-    def stops(self, *calls: Ending, failed: bool = False) -> None:
-        """The server answers calls."""
-        self.store.settle([call._replace(failed=failed) for call in calls])
+class Killed(BaseException):
+    """The process is killed here."""
 
 
-class Place(Caller):
+class Place:
     """Where a moody store is, and one wrapper that uses it. With another place, both have one store and its clocks."""
 
     def __init__(
@@ -162,6 +147,18 @@ class Place(Caller):
 
     def one(self, tool: str = "search") -> Verdict:
         return self.session.one(tool)
+
+    def starts(self, tool: str = "search") -> Ending:
+        """A call that is forwarded. Returns how it will end."""
+        (request,) = self.session.charges(tool)
+        (verdict,) = self.store.decide([request], self.session.journal)
+        assert verdict.forwards
+        assert verdict.row_id is not None
+        return Ending(verdict.row_id, request.plan, failed=False)
+
+    def stops(self, *calls: Ending, failed: bool = False) -> None:
+        """The server answers calls."""
+        self.store.settle([call._replace(failed=failed) for call in calls])
 
     def ends(self, verdict: Verdict, outcome: str = "ok") -> None:
         assert verdict.row_id is not None

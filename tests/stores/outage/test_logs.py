@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
 from tests.stores.conftest import before_each, broken, open_descriptors, raising
 from tests.stores.outage import moody
-from tests.stores.outage.moody import LIMIT_3, Moody, Place
+from tests.stores.outage.moody import LIMIT_3, Killed, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
@@ -156,10 +156,6 @@ def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_pat
 
 
 # exactly once
-
-
-class Killed(BaseException):
-    """The process is killed here."""
 
 
 class Steps:

@@ -3,20 +3,16 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.api import Store
-from mcpguard.stores.outage.breaker import PROBE_US
-from mcpguard.stores.outage.log import OutageFolder
-from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Time, Wrapper
 from tests.stores.conftest import around_next, raising
 from tests.stores.outage.conftest import Opens
-from tests.stores.outage.moody import Caller
+from tests.stores.outage.moody import Killed, Place
 
 POLICY = (
     '[[rule]]\ntool = "*"\nconcurrent = 3\n'
@@ -26,41 +22,25 @@ POLICY = (
 )
 
 
-class Guard(Caller):
-    """A wrapper that a test cuts off from its store."""
+class Guard(Place):
+    """A wrapper that a test cuts off from a real store."""
 
-    def __init__(
-        self, opens: Opens, session: str = "00000000000000aa", policy: str = POLICY, folder: OutageFolder | None = None
-    ) -> None:
-        self.is_away = False
-        self.time = Time()
-        self.said: list[str] = []
+    def __init__(self, opens: Opens, policy: str = POLICY, **options: Any) -> None:
         self._opens = opens
-        self.store = OutageStore(
-            self._open, mode="local", notify=self.said.append, folder=folder, timeout_ms=30_000, clock=self.time
-        )
-        assert self.store.args_key  # it has been opened
-        self.session = Wrapper(self.store, policy, session=session)
+        super().__init__(policy=policy, **options)
 
-    def _open(self) -> Store:
-        if self.is_away:
-            raise StoreUnavailable("it is away")
+    def open(self) -> Store:  # type: ignore[override]
+        self.reach("open")
         return self._opens()
 
     def cut_off(self) -> None:
-        self.is_away = True
+        self.fail("open")
         with self.store._lock:
-            self.store._fail(StoreUnavailable("it is away"))
+            self.store._fail(self.failing["open"])  # type: ignore[arg-type]
         self.store.tend()  # closes the store that failed
 
-    def comes_back(self) -> None:
-        self.is_away = False
-        self.time.now_us += PROBE_US[1]
-        self.store.tend()
-        assert self.store._store is not None
-
     def refusal(self) -> str | None:
-        verdict = self.session.one("search")
+        verdict = self.one()
         assert not verdict.forwards
         return verdict.reason
 
@@ -79,7 +59,7 @@ def guard(opens: Opens) -> Iterator[Guard]:
 
 @pytest.fixture
 def other(opens: Opens) -> Iterator[Guard]:
-    one = Guard(opens, "00000000000000bb")
+    one = Guard(opens, session="00000000000000bb")
     yield one
     one.store.close()
 
@@ -92,7 +72,7 @@ def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: 
     assert guard.refusal() == "concurrent"
     guard.stops(during.pop(), failed=True)
     during.append(guard.starts())
-    guard.comes_back()
+    guard.mend()
     assert used(opens) == {"concurrent": 3, "errors": 2, "cost": 5 * 7}
     assert (guard.refusal(), other.refusal()) == ("concurrent", "concurrent")
     guard.stops(before, during[0], failed=True)
@@ -100,7 +80,7 @@ def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: 
     guard.cut_off()
     assert guard.refusal() == "failing"
     guard.stops(during[1], failed=True)
-    guard.comes_back()
+    guard.mend()
     assert used(opens) == {"errors": 5, "cost": 5 * 7}
 
 
@@ -119,12 +99,12 @@ def test_no_other_wrapper_gets_the_place_of_a_call_of_one_that_is_cut_off(opens:
     for _ in range(3):
         guard.cut_off()
         assert other.refusal() == "concurrent"
-        guard.comes_back()
+        guard.mend()
         assert other.refusal() == "concurrent"
         assert used(opens)["concurrent"] == 3
     guard.cut_off()
     guard.stops(calls[0])
-    guard.comes_back()
+    guard.mend()
     other.starts()
     guard.stops(*calls[1:])
     assert used(opens)["concurrent"] == 1
@@ -141,25 +121,20 @@ def test_a_counter_that_only_refused_calls_have_used_is_counted_from_zero(opens:
     guard.store.close()
 
 
-class Killed(BaseException):
-    """The process is killed here."""
-
-
 def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
     tmp_path: Path, opens: Opens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, folder = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n', OutageFolder(tmp_path, "db-outage-")
-    guard = Guard(opens, policy=policy, folder=folder)
+    policy = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n'
+    guard = Guard(opens, policy, folder=tmp_path)
     kind = type(guard.store._store)
     guard.cut_off()
-    guard.session.call("x", 3)
+    guard.call(3)
     around_next(monkeypatch, kind, "append", after=raising(Killed()))
     with pytest.raises(Killed):
-        guard.comes_back()
-    assert guard.store._own_logs.reading is not None
-    guard.store._own_logs.reading.close()  # as the system does when the process is killed
-    after = Guard(opens, "00000000000000bb", policy, folder)
-    assert after.session.decisions("x") == ["allowed"]
+        guard.mend()
+    guard.kill()
+    after = Guard(opens, policy, folder=tmp_path, session="00000000000000bb")
+    assert after.call() == ["allowed"]
     after.store.tend()
     assert list(tmp_path.glob("db-outage-*")) == []
     with contextlib.closing(opens()) as reader:
@@ -180,7 +155,7 @@ def test_a_removed_file_is_reported_and_created_again(tmp_path: Path) -> None:
     guard.store.tend()
     assert "was removed or replaced" in guard.said[-1]
     assert guard.session.decisions("search") == ["rate_limited"]
-    guard.comes_back()
+    guard.mend()
     while guard.store.needs_tending:
         guard.time.now_us += 61_000_000
         guard.store.tend()

@@ -90,15 +90,10 @@ def plans(draw: st.DrawFn, *, are_usual: bool = False) -> list[Plan]:
             ]
         if drawn(1, 1, 1, 1, 1, 0) == 0:
             limits.insert(draw(st.integers(0, len(limits))), Limit(0, 0, -1, 9, draw(st.booleans())))
+        told = [(one.n or None, f"{one.window_us}us" if one.window_us else None, one.counts) for one in limits]
         reported = [
-            Reported(
-                "tool",
-                f'rule "{at}" é',
-                limit.n or None,
-                f"{limit.window_us}us" if limit.window_us else None,
-                limit.counts if limit.counts != "calls" else None,
-            )
-            for at, limit in enumerate(limits)
+            Reported("tool", f'rule "{at}" é', n, window, counts if counts != "calls" else None)
+            for at, (n, window, counts) in enumerate(told)
         ]
         found.append(Plan(tuple(limits), tuple(reported), (*[counters[counter] for counter in used], *marks)))
         assert found[-1].is_plain or not are_usual
@@ -106,19 +101,13 @@ def plans(draw: st.DrawFn, *, are_usual: bool = False) -> list[Plan]:
 
 
 class Made(NamedTuple):
-    """One call of a step.
+    """One call of a step."""
 
-    Attributes:
-        which: The number of its plan.
-        detailed: Whether it has a detail.
-        name: The number of a name.
-        choices: How long it has waited, whether it is behind another call, and its number among free retries.
-    """
-
-    which: int = 0
+    which: int = 0  # the number of its plan
     detailed: bool = False
     name: int = 0
     choices: tuple[int | None, bool, int] = (None, False, 0)
+    """How long it has waited, whether it is behind another call, and its number among free retries."""
 
 
 @dataclass(slots=True)
@@ -153,11 +142,7 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
     return st.lists(st.builds(Step, passing, calls, st.booleans(), endings, holds), min_size=1, max_size=40)
 
 
-def charges_of(step: Step, plans: Sequence[Plan]) -> list[DecisionRequest]:
-    return [_request(call, plans) for call in step.calls]
-
-
-def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
+def request_of(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
     which, detailed, name, choices = call
     request = DecisionRequest(
         Call("u", "a::b::c", "s", "t"),
@@ -220,9 +205,9 @@ class Pair:
         self.time.now_us += step.pass_us
         self.wall.now_us += abs(step.pass_us)
         mine, theirs = self.journals
-        requests = charges_of(step, plans)
+        requests = [request_of(call, plans) for call in step.calls]
         verdicts = self.store.decide(requests, mine)
-        wanted = self.reference.decide(charges_of(step, plans), theirs)
+        wanted = self.reference.decide([request_of(call, plans) for call in step.calls], theirs)
         for request, one, want in zip(requests, verdicts, wanted, strict=True):
             if one.row_id is not None and want.row_id is not None:
                 self.theirs[one.row_id] = want.row_id
@@ -384,7 +369,7 @@ def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(pa
 def test_a_call_is_held_if_there_is_room_at_the_very_end_of_its_wait(pair: Pair, waited_us: int, decision: str) -> None:
     plan = limited(1, wait_us=1_000_000)
     pair.take(Step(0, [Made()]), [plan])
-    (request,) = charges_of(Step(0, [Made(choices=(waited_us, False, 0))]), [plan])
+    request = request_of(Made(choices=(waited_us, False, 0)), [plan])
     (verdict,) = pair.store.decide([request], pair.journals[0])
     assert (verdict.decision, verdict.retry_after_us) == (decision, 1_000_000)
 

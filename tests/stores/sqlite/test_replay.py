@@ -19,7 +19,6 @@ from mcpguard.stores.memory import Memory, MemoryStore, release
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from mcpguard.text.printing import compact
 from tests.build import START_US, WALL_US, Time
 from tests.callers import Caller
 from tests.end_to_end.host import rule
@@ -231,24 +230,3 @@ def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> Non
     assert log_lines.charges(counters, (calls, cost._replace(cost=1), cap)) == "[[11,60,5],[12,70,9]]"
     assert log_lines.charges(counters, (calls, cost, cap)) == "[[11,60,5],[12,70,9,4]]"
     assert log_lines.charges(counters, (cap,)) == ""
-
-
-@given(
-    st.builds(
-        audit.Row,
-        st.integers(0, 1 << 62),
-        st.integers(1, 1 << 62),
-        st.sampled_from(["allowed", "rate_limited"]),
-        st.builds(lambda text: compact({"user": text}), st.text()),
-        st.none() | st.just('{"axis":"user"}'),
-        st.none() | st.builds(compact, st.text() | st.integers()),
-        st.none() | st.binary(min_size=1, max_size=12),
-        st.none() | st.just("ab" * 16),
-        *[st.none() | st.integers(0, 1 << 62)] * 4,
-        st.none() | st.builds(lambda text: compact({"reason": text}), st.text()),
-    )
-)
-def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
-    line = log_lines.row_line(row, 7, "[[1,2,3]]")
-    assert "\n" not in line
-    assert log_lines.read_row(line.split("\t")) == row
