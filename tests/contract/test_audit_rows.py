@@ -31,20 +31,6 @@ def test_every_decision_has_its_row_in_order_with_who_what_and_how(place: Place)
     assert (first["count"], first["remaining"], first["request_id"]) == (1, 4, 1)
 
 
-def test_each_session_numbers_its_rows_without_gaps(place: Place) -> None:
-    sessions = [Session(place.open(), POLICY, session=f"{at:016x}") for at in range(3)]
-    for session in [*sessions, *reversed(sessions)] * 3:
-        session.call("report", 2)
-        session.call("closed", 2)
-    place.pass_ms(1000)
-    for session in sessions:
-        session.store.append(session.journal.flush(place.wall()))
-    for session in sessions:
-        seqs = [one["seq"] for one in records(place) if one["session"] == session.journal.session]
-        assert seqs == list(range(1, len(seqs) + 1))
-        assert session.journal.seq == len(seqs) > 2
-
-
 def test_appended_rows_get_row_ids_for_their_outcomes(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report")
@@ -108,22 +94,6 @@ def test_count_includes_the_denials_since_the_last_admission(place: Place) -> No
     assert [verdict.remaining for verdict in session.call("report", 1)] == [0]
     place.pass_ms(60_000)
     assert [verdict.count for verdict in session.call("report", 7)] == [1, 2, 3, 4, 5, 6, 7]
-
-
-def test_rows_of_what_no_limit_decides_charge_nothing(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.start()
-    assert [one.decision for one in session.refuse(b'{"jsonrpc":"2.0","id":4,"method":7}')] == ["invalid"]
-    retry = session.charges("report")[0]
-    retry.continue_as(1)
-    (verdict,) = session.store.decide([retry], session.journal)
-    assert (verdict.decision, verdict.forwards, verdict.count) == ("continued", True, None)
-    assert place.open().held() == []
-    policy_row, invalid_row, retry_row = records(place)
-    assert retry_row["decision"] == "continued"
-    assert (policy_row["decision"], policy_row["reason"]) == ("policy", "in force at the start")
-    assert len(str(policy_row["policy"])) == 32
-    assert (invalid_row["reason"], invalid_row["request_id"]) == ("a method that is not a string", 4)
 
 
 def test_the_audit_log_is_read_after_a_row_and_from_its_end(place: Place) -> None:

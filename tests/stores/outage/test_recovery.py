@@ -6,7 +6,6 @@ import pytest
 
 from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.outage import store as outage_store
-from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds
 from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
@@ -143,20 +142,6 @@ def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_ab
         held = MemoryStore(place.memory, clock=place.time).held()
         found.append([one.used for one in held if one.label == user.label])
     assert found == left
-
-
-def test_closing_tries_once_more_to_write_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage_store, "LAST_TRY_S", 30.0)
-    place = in_outage()
-    during = place.one()
-    place.ends(during)
-    place.failing.clear()
-    place.time.now_us += PROBE_US[0] - 1
-    place.store.tend()
-    assert place.records() == []
-    place.store.close()
-    assert (place.used(), place.outcomes()) == ([1], ["ok"])
-    assert place.opened[-1].closed_by is not None
 
 
 def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
