@@ -107,13 +107,6 @@ def test_the_reason_why_a_store_did_not_open_is_reported_when_it_is_known(door: 
     assert len(door.said) == 2
 
 
-def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> None:
-    assert door.store.args_key == b""
-    door.go_on.set()
-    door.tend_until(lambda: not door.store.needs_tending)
-    assert door.store.args_key == door.memory.args_key
-
-
 @pytest.mark.parametrize("before", range(6))
 def test_a_wrapper_that_started_without_its_store_admits_equal_calls_up_to_the_limit(door: Door, before: int) -> None:
     policy = '[[rule]]\nuser = "*"\nper = ["arguments"]\nlimit = "5/1h"\n[[rule]]\nuser = "*"\nlimit = "100/1h"\n'

@@ -35,13 +35,12 @@ Begin = Callable[..., OnServer]
 
 @pytest.fixture
 def opened(server: Server) -> Iterator[Opened]:
-    """Opens a store with these options; by clocks that are some hours behind the server's, if told."""
+    """Opens a store with these options; with a store's and a wall clock, if there are some."""
     with contextlib.ExitStack() as stack:
 
-        def make(hours_ago: int = 0, address: RedisUrl | None = None, **options: object) -> RedisStore:
-            past = Time(wall_us() - hours_ago * 3600 * 1_000_000)
-            clocks = {"clock": past, "wall": past} if hours_ago else {}
-            store = RedisStore(address or server.address, PATIENT._replace(**options), **clocks)  # type: ignore[arg-type]
+        def make(address: RedisUrl | None = None, clocks: tuple[Time, Time] | None = None, **options: object) -> RedisStore:
+            own = dict(zip(("clock", "wall"), clocks or (), strict=False))
+            store = RedisStore(address or server.address, PATIENT._replace(**options), **own)  # type: ignore[arg-type]
             return stack.enter_context(contextlib.closing(store))
 
         yield make
@@ -49,10 +48,11 @@ def opened(server: Server) -> Iterator[Opened]:
 
 @pytest.fixture
 def begin(opened: Opened) -> Begin:
-    """Begins a wrapper's session on a store of its own."""
+    """Begins a wrapper's session on a store of its own; by clocks that are some hours behind the server's, if told."""
 
-    def start(policy: str = POLICY, session: str = "00000000000000aa", **options: object) -> OnServer:
-        return OnServer(opened(**options), policy, session=session)
+    def start(policy: str = POLICY, session: str = "00000000000000aa", hours_ago: int = 0, **options: object) -> OnServer:
+        past = Time(wall_us() - hours_ago * 3600 * 1_000_000)
+        return OnServer(opened(clocks=(past, past) if hours_ago else None, **options), policy, session=session)
 
     return start
 

@@ -1,7 +1,6 @@
 """Calls in flight on a server: their places have leases, which a wrapper renews, and loses if it is stopped for long."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tests.build import WALL_US, Session, Time
 from tests.callers import Caller
 from tests.redis_servers import Server, running, wait_for
 from tests.stores.conftest import around_next
-from tests.stores.redis.conftest import PATIENT, keys
+from tests.stores.redis.conftest import PATIENT, Opened, keys
 
 ONE = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
 LEASE_MS = LEASE_US // 1000
@@ -24,9 +23,6 @@ class Guard(Caller):
     """A wrapper whose calls take as long as the test wants."""
 
     store: RedisStore
-
-    def __init__(self, server: Server, time: Time, policy: str, name: str) -> None:
-        super().__init__(RedisStore(server.address, PATIENT, clock=time, wall=Time(WALL_US)), policy, session=name * 16)
 
     def decision(self, tool: str = "x") -> str:
         """The decision on a call."""
@@ -48,17 +44,13 @@ def time() -> Time:
 
 
 @pytest.fixture
-def guards(server: Server, time: Time) -> Iterator[Guards]:
+def guards(opened: Opened, time: Time) -> Guards:
     """Makes two wrappers with one policy."""
-    with contextlib.ExitStack() as opened:
 
-        def make(policy: str = ONE) -> list[Guard]:
-            made = [Guard(server, time, policy, name) for name in "ab"]
-            for guard in made:
-                opened.enter_context(contextlib.closing(guard.store))
-            return made
+    def make(policy: str = ONE) -> list[Guard]:
+        return [Guard(opened(clocks=(time, Time(WALL_US))), policy, session=name * 16) for name in "ab"]
 
-        yield make
+    return make
 
 
 def test_a_place_is_free_when_its_lease_has_ended_and_not_a_microsecond_earlier(guards: Guards, time: Time) -> None:
@@ -84,23 +76,6 @@ def test_a_wrapper_that_is_tended_keeps_its_place_as_long_as_the_call_takes(guar
     one.end()
     assert not one.store.needs_tending
     assert other.decision() == "allowed"
-
-
-def test_leases_are_renewed_only_when_a_third_has_passed(guards: Guards, time: Time, server: Server) -> None:
-    one, _ = guards()
-    one.decision()
-    key = keys(server, "in_flight")[0]
-    (member,) = [word for word in server.command("ZRANGE", key, "0", "-1").split(b"\r\n") if b"-" in word]
-
-    def until_us() -> int:
-        return int(float(server.command("ZSCORE", key, member).split(b"\r\n")[1])) - WALL_US
-
-    time.now_us += LEASE_US // 3 - 1
-    one.store.tend()
-    assert until_us() == LEASE_US
-    time.now_us += LEASE_US // 30
-    one.store.tend()
-    assert until_us() == time() - WALL_US + LEASE_US
 
 
 def test_each_place_that_was_given_to_another_call_is_told_once_and_not_renewed(guards: Guards, time: Time) -> None:
@@ -225,7 +200,7 @@ def test_a_late_verdict_is_forwarded_if_nobody_took_its_place(
 
 def test_a_renewal_that_fails_is_tried_again_soon(time: Time, tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
-        one = Guard(server, time, ONE, "a")
+        one = Guard(RedisStore(server.address, PATIENT, clock=time, wall=Time(WALL_US)), ONE)
         one.decision()
         server.kill()
         time.pass_ms(LEASE_MS // 3)

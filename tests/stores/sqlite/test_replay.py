@@ -14,7 +14,7 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Limit, State, live
 from mcpguard.session import audit
-from mcpguard.session.verdict import Ending, Verdict
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import Memory, MemoryStore, release
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
@@ -70,12 +70,8 @@ class Twins:
         return self.opened[-1]
 
     def call(self, at: int, tools: list[str], waited_us: int | None, is_behind: bool, is_retry: bool) -> None:
-        def decide(caller: Caller) -> list[Verdict]:
-            if self.policy is PLAIN:
-                return caller.decide(*tools)
-            return caller.decide(*tools, waited_us=waited_us, is_behind=is_behind, rounds=int(is_retry))
-
-        found, expected = decide(self.stores[at]), decide(self.references[at])
+        how = {} if self.policy is PLAIN else {"waited_us": waited_us, "is_behind": is_behind, "rounds": int(is_retry)}
+        found, expected = [caller.decide(*tools, **how) for caller in self.pair(at)]  # type: ignore[arg-type]
         for plan, *pair in zip(self.stores[at].plans, found, expected, strict=True):
             for one in pair:
                 one.row_id = None
@@ -91,17 +87,21 @@ class Twins:
         pairs: list[tuple[Ending, Ending]] = []
         for place, failed in which:
             if count := len(self.stores[at].flying):
-                one, other = (callers[at].flying.pop(place % count) for callers in (self.stores, self.references))
+                one, other = (caller.flying.pop(place % count) for caller in self.pair(at))
                 pairs.append((Ending(*one, failed), Ending(*other, failed)))
         self._settle(at, pairs)
         self.ended += [(one._replace(failed=False), other._replace(failed=False)) for one, other in pairs]
+
+    def pair(self, at: int) -> tuple[Caller, Caller]:
+        """A wrapper on the store in files, and the same one on that in memory."""
+        return self.stores[at], self.references[at]
 
     def settle_again(self, at: int) -> None:
         self._settle(at, self.ended[-2:])
 
     def _settle(self, at: int, pairs: list[tuple[Ending, Ending]]) -> None:
-        self.stores[at].store.settle([one for one, _ in pairs])
-        self.references[at].store.settle([other for _, other in pairs])
+        for caller, endings in zip(self.pair(at), zip(*pairs, strict=True), strict=False):
+            caller.store.settle(endings)
 
     def pause(self, us: int) -> None:
         self.time.now_us += us
@@ -109,30 +109,28 @@ class Twins:
 
     def tend(self, at: int) -> None:
         self.pause(upkeep.PRUNE_EVERY_US // 3)
-        self.stores[at].store.tend()
-        self.references[at].store.tend()
+        for caller in self.pair(at):
+            caller.store.tend()
 
     def reset(self, at: int) -> None:
         label = max((held.label for held in self.references[at].store.held()), default="none")
-        assert self.stores[at].store.reset([label]) == self.references[at].store.reset([label])
+        one, other = [caller.store.reset([label]) for caller in self.pair(at)]
+        assert one == other
 
     def hold(self, at: int) -> None:
         self.held -= 1
-        for callers in (self.stores, self.references):
-            plan = callers[at].charges("y")[0].plan
-            counters = [counter for counter in plan.counters if not counter.window_us]
-            callers[at].store.give_places({self.held: counters})
-            callers[at].flying.append((self.held, plan))
+        for caller in self.pair(at):
+            plan = caller.charges("y")[0].plan
+            caller.store.give_places({self.held: [counter for counter in plan.counters if not counter.window_us]})
+            caller.flying.append((self.held, plan))
 
     def adopt(self, at: int) -> None:
-        counters = [counter for counter in self.references[at].charges("x")[0].plan.counters if counter.window_us]
-        self.stores[at].charges("x")
-        logs: list[tuple[Counter, State]] = [(counter, (-5, -9, 1, -5, 2)) for counter in counters]
-        self.stores[at].store.adopt(logs, token_hex())
-        self.references[at].store.adopt(logs, token_hex())
+        for caller in self.pair(at):
+            counters = [counter for counter in caller.charges("x")[0].plan.counters if counter.window_us]
+            caller.store.adopt([(counter, (-5, -9, 1, -5, 2)) for counter in counters], token_hex())
 
     def append(self, at: int) -> None:
-        for caller in (self.stores[at], self.references[at]):
+        for caller in self.pair(at):
             caller.store.append(caller.journal.flush(self.wall(), all_of_them=True))
 
     def reopen(self, at: int) -> None:
