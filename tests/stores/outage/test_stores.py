@@ -1,18 +1,32 @@
-"""Outages of a file and of a server: what is counted over them, and what an SQLite store refuses."""
+"""Outages of a file and of a server: what is counted over them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mcpguard.limiter.plan import label_parts
-from mcpguard.stores.api import Store
+from mcpguard.stores.api import Options, Store
+from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.redis_servers import running
 from tests.stores.conftest import around_next, raising
-from tests.stores.outage.conftest import Opens
 from tests.stores.outage.moody import Killed, Place
+
+Opens = Callable[[], Store]
+
+
+@pytest.fixture(params=["file", "server"])
+def opens(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opens]:
+    """Opens a store."""
+    if request.param == "file":
+        yield lambda: SqliteStore(tmp_path / "mcpguard.db")
+    else:
+        with running(tmp_path / "redis") as server:
+            yield lambda: RedisStore(server.address, Options(timeout_ms=5000))
+
 
 POLICY = (
     '[[rule]]\ntool = "*"\nconcurrent = 3\n'
