@@ -155,6 +155,7 @@ def test_a_lock_that_is_shared_is_held_alone_by_nobody_until_the_others_have_clo
 
 def test_a_sign_of_life_is_shown_until_it_ends_and_its_file_is_deleted(tmp_path: Path) -> None:
     path = tmp_path / "sign"
+    before = open_descriptors()
     assert not shows_life(path)
     sign = LifeSign(path)
     for _ in range(2):
@@ -164,7 +165,11 @@ def test_a_sign_of_life_is_shown_until_it_ends_and_its_file_is_deleted(tmp_path:
     sign.end()
     assert not shows_life(path)
     assert not path.exists()
-    delete_if_dead(path)
+    path.touch()
+    assert not shows_life(path)
+    for _ in range(2):
+        delete_if_dead(path)
+    assert (path.exists(), open_descriptors()) == (False, before)
 
 
 def test_several_can_ask_at_once_whether_a_process_runs_that_has_ended(tmp_path: Path) -> None:
@@ -203,19 +208,6 @@ def test_a_sign_of_life_is_not_given_with_a_file_that_others_delete(tmp_path: Pa
 def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path) -> None:
     with broken(os, "open", errno.EACCES):
         assert shows_life(tmp_path / "sign")
-
-
-def test_looking_for_signs_of_life_leaves_no_file_open(tmp_path: Path) -> None:
-    names = [tmp_path / name for name in ("alive", "dead", "missing")]
-    before = open_descriptors()
-    sign = LifeSign(names[0])
-    names[1].touch()
-    assert [shows_life(name) for name in names] == [True, False, False]
-    for name in names:
-        delete_if_dead(name)
-    assert sign.is_there()
-    sign.end()
-    assert open_descriptors() == before
 
 
 @pytest.mark.posix

@@ -270,20 +270,6 @@ def test_a_server_that_lost_its_data_between_two_calls_holds_the_calls_in_flight
     assert place.said == []
 
 
-def test_calls_that_a_server_without_its_data_does_not_take_are_held_when_it_is_back() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 3\n')
-    calls = [place.starts()]
-    place.lose_data()
-    place.fail("give_places", "open")
-    calls += [place.starts(), place.starts()]
-    assert "it is gone" in place.said[0]
-    assert refused(place) == "concurrent"
-    place.mend()
-    assert len(places(place)) == 3
-    place.stops(*calls)
-    assert places(place) == []
-
-
 def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_row_id() -> None:
     place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 2\n[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "5/1h"\n')
     old = place.starts()

@@ -121,16 +121,12 @@ class Outages(RuleBasedStateMachine):
             assert sum(self.costs) <= UNITS
 
 
-def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_it_is_back() -> None:
-    run_state_machine_as_test(Outages, settings=settings(max_examples=60, stateful_step_count=40))
-
-
-class InManyBatches(Outages):
-    bounds = Bounds(batch=1)
-
-
-def test_the_same_holds_if_the_log_is_read_in_many_batches() -> None:
-    run_state_machine_as_test(InManyBatches, settings=settings(max_examples=30, stateful_step_count=40))
+@pytest.mark.parametrize(("bounds", "examples"), [(Bounds(), 60), (Bounds(batch=1), 30)], ids=["at once", "in many batches"])
+def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, bounds: Bounds, examples: int
+) -> None:
+    monkeypatch.setattr(Outages, "bounds", bounds)
+    run_state_machine_as_test(Outages, settings=settings(max_examples=examples, stateful_step_count=40))
 
 
 def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,12 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import boot_us
-from mcpguard.stores.redis import request
 from mcpguard.stores.redis import server as redis_server
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
 from tests.build import Session
 from tests.callers import Caller
-from tests.redis_servers import ENOUGH_S, Server, free_port, running, wait_for
+from tests.redis_servers import Server, free_port, running, wait_for
 from tests.stores.conftest import broken
 from tests.stores.redis.conftest import POLICY
 
@@ -180,20 +179,6 @@ def test_calls_and_their_ends_that_a_busy_machine_sends_too_late_are_no_outage_a
         assert seen.count(60) > 1
     assert used(server) == [1]
     assert [entry.record["seq"] for entry in failing.store.entries()] == [1, 2]
-
-
-def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_row(server: Server) -> None:
-    store = RedisStore(server.address, Options(timeout_ms=5000, max_bytes=100_000))
-    session = Session(store, POLICY)
-    session.call("free", 300)
-    before = (list(store.entries()), store.held())
-    requests = session.charges("report")
-    past_us = store._server.now_us() - 10_000_000
-    commands = request.Commands(store._server.shas["charge"], store._server.keys, max_bytes=1)
-    too_late = commands.command(requests, request.counters_of(requests), session.journal, time_us=0, deadline_us=past_us)
-    (reply,) = store._server._link.exchange(too_late, deadline_s=time.monotonic() + ENOUGH_S)
-    assert len(reply) == 1
-    assert (list(store.entries()), store.held()) == before
 
 
 def test_what_was_last_seen_ages_even_while_the_machine_sleeps(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,16 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import Counter, Plan, Reported
-from mcpguard.limiter.sliding import EMPTY, Limit, State, live
-from mcpguard.session import audit
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import Limit, live
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.memory import Memory, MemoryStore, release
-from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
+from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.sqlite import call_log, log_lines, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import START_US, WALL_US, Time
+from tests.build import WALL_US, Time
 from tests.callers import Caller
 from tests.end_to_end.host import rule
 
@@ -39,11 +37,14 @@ MIXED = (
     + rule("12/1s", user="*", agent="*::*::*", count="cost", mode="observe", warn="90%")
 )
 
+
+WIDE = rule("65/1m", tool="x") + rule("200/2m", user="*", mode="observe") + rule("64/1m", user="*", tool="y", count="errors")
+"""Limits so wide that logs are coalesced."""
+
 which = st.integers(0, 2)
 waits = st.sampled_from([None, None, 0, 600_000, 1_500_000])
-calls = st.tuples(
-    st.just("call"), which, st.lists(st.sampled_from("xxyyzf"), min_size=1, max_size=4), waits, st.booleans(), st.booleans()
-)
+tools = st.one_of(st.lists(st.sampled_from("xxyyzf"), min_size=1, max_size=4), st.just([*"xxxy"] * 10))
+calls = st.tuples(st.just("call"), which, tools, waits, st.booleans(), st.booleans())
 endings = st.tuples(st.just("end"), which, st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=3))
 pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000, -300_000]))
 others = st.tuples(st.sampled_from(["tend", "reset", "hold", "adopt", "append", "reopen", "fail", "settle_again"]), which)
@@ -70,7 +71,7 @@ class Twins:
         return self.opened[-1]
 
     def call(self, at: int, tools: list[str], waited_us: int | None, is_behind: bool, is_retry: bool) -> None:
-        how = {} if self.policy is PLAIN else {"waited_us": waited_us, "is_behind": is_behind, "rounds": int(is_retry)}
+        how = {} if self.policy is not MIXED else {"waited_us": waited_us, "is_behind": is_behind, "rounds": int(is_retry)}
         found, expected = [caller.decide(*tools, **how) for caller in self.pair(at)]  # type: ignore[arg-type]
         for plan, *pair in zip(self.stores[at].plans, found, expected, strict=True):
             for one in pair:
@@ -163,7 +164,7 @@ class Twins:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from([PLAIN, MIXED]),
+    st.sampled_from([PLAIN, MIXED, WIDE]),
     st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30),
     st.sampled_from([1, upkeep.DRAIN_BYTES]),
 )
@@ -180,46 +181,6 @@ def test_wrappers_decide_count_and_write_as_on_a_store_in_memory(
             twins.compare()
         finally:
             twins.close()
-
-
-pauses_us = st.sampled_from([-7, 0, 1, 1000, 900_000, 1_000_000, 5_000_000, 61_000_000])
-sizes = st.sampled_from([1, 3, 64, 65, 200])
-
-
-@given(st.lists(st.tuples(pauses_us, st.integers(1, 40), st.booleans()), min_size=1), sizes, st.integers(0), st.integers(1, 4))
-def test_replayed_lines_give_the_decisions_logs(steps: list[tuple[int, int, bool]], n: int, drained_at: int, cost: int) -> None:
-    named = tuple(Counter(at, f"counter {at}", 60_000_000 if at < 4 else 0) for at in range(5))
-    limits = (
-        Limit(n, 60_000_000, 0),
-        Limit(70, 60_000_000, 1, rule=1, observe=True),
-        Limit(n + 1, 60_000_000, 0, rule=2),
-        Limit(3 * n, 60_000_000, 2, rule=3, observe=True, counts="cost", cost=cost),
-        Limit(n, 60_000_000, 3, rule=4, observe=True, counts="errors"),
-        Limit(9, 0, 4, rule=5, observe=True, counts="concurrent"),
-    )
-    plan = Plan(limits, (Reported("tool", "tool=x", 1, "1m"),) * len(limits), named)
-    states: list[State] = [EMPTY] * len(named)
-    texts: list[str] = []
-    now_us = START_US
-    for call_id, (pause_us, times, fails) in enumerate(steps):
-        now_us += pause_us
-        for _ in range(times):
-            decision = sliding.decide(limits, states, now_us, call_id)
-            states = list(decision.states)
-            if decision.charged:
-                row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
-                texts.append(log_lines.decision_lines(row, named, decision, call_id, "me"))
-        if fails:
-            texts.append(log_lines.ending_lines(Ending(call_id, plan, True), states, now_us))
-            states = list(sliding.fail(limits, states, now_us)[0])
-            states[4] = release(states[4], call_id)
-    drained_at %= len(texts) + 1
-    drained = memory.Memory()
-    drained.apply(texts[:drained_at])
-    stored = {key: memory.unpack_log(memory.pack_log(log)) for key, log in drained.states.items()}
-    followed = memory.Memory((key, 60_000_000, log) for key, log in stored.items())
-    followed.apply(texts[drained_at:])
-    assert [followed.states.get(at, EMPTY) for at in range(4)] == states[:4]
 
 
 def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> None:
