@@ -71,9 +71,7 @@ def look_again(place: Place) -> None:
 
 @pytest.mark.posix
 @pytest.mark.parametrize("end", [lambda place: place.store.close(), Place.kill], ids=["ends", "is killed"])
-def test_what_a_wrapper_that_ends_in_an_outage_has_done_is_taken_in_by_the_next(
-    tmp_path: Path, end: Callable[[Place], None]
-) -> None:
+def test_what_a_wrapper_has_done_in_an_outage_is_taken_in_by_the_next(tmp_path: Path, end: Callable[[Place], None]) -> None:
     place = in_outage(tmp_path)
     first = place.one()
     assert place.call(1, "drop") == ["denied"]
@@ -184,7 +182,7 @@ class Steps:
 
 
 @pytest.mark.parametrize("is_other", [False, True], ids=["itself", "for another"])
-def test_a_kill_during_write_back_loses_and_doubles_nothing(
+def test_a_kill_in_write_back_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: bool
 ) -> None:
     steps = Steps(monkeypatch)

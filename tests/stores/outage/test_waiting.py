@@ -164,9 +164,7 @@ def test_a_wait_for_the_store_has_as_many_steps_as_fit_into_its_timeout_however_
     door.store.close()
 
 
-def test_the_end_of_a_session_waits_in_one_step_that_a_busy_machine_does_not_prolong(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_end_of_a_session_waits_in_one_step_on_a_busy_machine_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Wrapper(door.store, LIMIT_3).decisions("x") == ["allowed"]
     assert door.store._connector
     waits_s: list[float] = []

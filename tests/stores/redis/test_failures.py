@@ -124,9 +124,7 @@ def test_upkeep_that_fails_is_tried_again_later(server: Server, caller: Caller) 
 # a server that hangs, or starts scripts late
 
 
-def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it_wakes_up(
-    server: Server, caller: Caller
-) -> None:
+def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_later(server: Server, caller: Caller) -> None:
     assert caller.words("report") == ["allowed"]
     server.signal(signal.SIGSTOP)
     for do in (lambda: caller.words("report"), lambda: caller.words("report"), lambda: opened(server)):

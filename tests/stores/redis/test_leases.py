@@ -188,9 +188,7 @@ def test_a_call_whose_place_was_given_away_before_its_verdict_arrived_is_decided
     assert other.used == [1]
 
 
-def test_a_late_verdict_is_forwarded_if_nobody_took_its_place(
-    guards: Guards, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_verdict_counts_if_nobody_took_its_place(guards: Guards, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, other = guards()
     interrupt(stopped, monkeypatch, lambda: time.pass_ms(LEASE_MS))
     assert stopped.decision() == "allowed"

@@ -75,9 +75,7 @@ def test_the_key_of_a_counter_expires_with_its_window(server: Server, begin: Beg
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("counter", 'limit = "9/1h"'), ("in_flight", "concurrent = 9")])
-def test_upkeep_deletes_the_label_of_an_expired_counter_and_no_other(
-    server: Server, begin: Begin, kind: str, limit: str
-) -> None:
+def test_upkeep_deletes_the_labels_of_expired_counters_alone(server: Server, begin: Begin, kind: str, limit: str) -> None:
     session = begin(f'[[rule]]\ntool = "*"\n{limit}\n')
     for tool in "xy":
         session.call(tool)
@@ -370,9 +368,7 @@ def test_a_wrapper_that_starts_does_not_search_all_rows_of_a_fleet(server: Serve
 
 
 @pytest.mark.parametrize("log", [(-9, -9, 5_000_000_000), (-9, *[number for _ in range(66) for number in (-9, 70_000_000)])])
-def test_costs_of_outages_that_are_larger_than_an_entry_can_hold_admit_no_call(
-    server: Server, begin: Begin, log: tuple[int, ...]
-) -> None:
+def test_costs_of_outages_beyond_what_an_entry_holds_admit_no_call(server: Server, begin: Begin, log: tuple[int, ...]) -> None:
     session = begin('[[rule]]\ntool = "x"\nlimit = "1000000000/1h"\ncount = "cost"\n')
     (counter,) = session.charges("x")[0].plan.counters
     for write_back_id, adopted in ("a", log), ("b", (-1, -1, 1)):

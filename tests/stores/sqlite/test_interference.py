@@ -60,9 +60,7 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(begin: Be
 
 
 @pytest.mark.posix
-def test_two_processes_that_drain_without_a_lock_file_count_once(
-    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_that_drain_without_a_lock_count_once(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     session = begin(MANY)
     path.with_name("mcpguard.db-lock").unlink()
     one, other = session.store, begin().store
@@ -195,9 +193,7 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_full_of_calls(begin: Begin,
 
 @pytest.mark.usefixtures("small_log")
 @pytest.mark.parametrize("drains", ["itself", "another process"])
-def test_a_reset_has_room_in_a_full_log_because_it_is_drained(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch, drains: str
-) -> None:
+def test_a_reset_has_room_in_a_full_log_which_is_drained(begin: Begin, monkeypatch: pytest.MonkeyPatch, drains: str) -> None:
     session, other = begin(MANY, timeout_ms=0), begin().store
     store = session.store
     fill(lambda: session.one("x"))

@@ -221,9 +221,7 @@ def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_te
     assert told.startswith(f"{file} was removed: ")
 
 
-def test_an_owner_whose_new_file_is_swept_takes_another_name(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_owner_whose_file_is_swept_takes_another_name(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     caller = Caller(open_store(), CAPPED)
     swept: list[Path] = []
 

@@ -168,9 +168,7 @@ class Twins:
     st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30),
     st.sampled_from([1, upkeep.DRAIN_BYTES]),
 )
-def test_wrappers_decide_count_and_write_as_on_a_store_in_memory(
-    policy: str, steps: list[tuple[str, ...]], drain_bytes: int
-) -> None:
+def test_wrappers_decide_count_and_write_as_in_memory(policy: str, steps: list[tuple[str, ...]], drain_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(upkeep, "DRAIN_BYTES", drain_bytes)
         patch.setattr(call_log, "RING_BYTES", 64 * 1024)

@@ -224,9 +224,7 @@ def test_a_call_waits_for_room_in_the_log_and_not_for_the_whole_drain(begin: Beg
     assert store._log.drained().end >= waits[0]
 
 
-def test_only_calls_are_forced_to_the_disk_and_others_have_turns_meanwhile(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_calls_are_forced_to_the_disk_while_others_have_turns(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     session = begin(MANY + '[[rule]]\ntool = "no"\nlimit = "deny"\n', durability="full")
     other, usual = begin(MANY, durability="full"), begin(MANY)
     other.one("x")

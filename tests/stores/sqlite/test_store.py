@@ -400,9 +400,7 @@ def test_a_second_time_base_is_refused_until_no_process_uses_the_first(machine: 
     assert decisions(machine.open(), 1, "e" * 16) == ["rate_limited"]
 
 
-def test_time_does_not_run_back_over_a_reboot_though_only_the_call_log_has_the_newest_charge(
-    path: Path, machine: Machine
-) -> None:
+def test_time_does_not_run_back_over_a_reboot_if_only_the_call_log_has_the_newest_charge(path: Path, machine: Machine) -> None:
     first = machine.open()
     session = Session(first, FIVE_A_MINUTE + FIVE_A_MINUTE.replace("x", "y"))
     session.call("y")
@@ -420,7 +418,7 @@ def test_time_does_not_run_back_over_a_reboot_though_only_the_call_log_has_the_n
 
 
 @pytest.mark.parametrize("ahead_s", [-86_400, -3600, 0, 3600, 86_400 * 365])
-def test_after_a_reboot_a_wrong_wall_clock_admits_a_limit_once_more_and_delays_it_by_a_window(
+def test_after_a_reboot_a_wrong_clock_admits_a_limit_once_more_and_delays_it_by_a_window(
     machine: Machine, ahead_s: int
 ) -> None:
     first = machine.open()
@@ -499,9 +497,7 @@ def test_a_decision_whose_part_fails_charges_nothing_leaves_no_gap_and_hinders_n
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_any_read_that_fails_while_a_store_is_opened_is_an_unavailable_store(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_read_that_fails_as_a_store_opens_makes_it_unavailable(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(fd: int, count: int, at: int) -> bytes:
         reads.append(at)
         if len(reads) == failing:
