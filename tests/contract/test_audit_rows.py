@@ -44,15 +44,24 @@ def test_appended_rows_get_row_ids_for_their_outcomes(place: Place) -> None:
     assert session.store.append([]) == []
 
 
-def test_an_outcome_is_joined_to_its_row_and_the_first_one_stays(place: Place) -> None:
+def test_an_outcome_is_joined_to_its_row_before_and_after_upkeep_and_the_first_one_stays(place: Place) -> None:
     session = Session(place.open(), POLICY)
+
+    def outcomes() -> list[object]:
+        found = [(one.get("outcome"), one.get("duration_ms")) for one in records(place)]
+        assert [entry.record.get("outcome") for entry in place.open().newest()] == [outcome for outcome, _ in found[::-1]]
+        return [*found]
+
     first, second = session.call("report", 2)
-    assert first.row_id is not None
-    assert second.row_id is not None
-    session.store.record([Outcome(second.row_id, "tool_error", 1500), Outcome(first.row_id, "ok", 250)])
-    session.store.record([Outcome(second.row_id, "ok", 9)])
-    told = [(one["outcome"], one["duration_ms"]) for one in records(place)]
-    assert told == [("ok", 0.25), ("tool_error", 1.5)]
+    session.store.record([Outcome(first.row_id or 0, "ok", 250)])
+    for late in ["rpc_error"], ["ok", "cancelled"]:
+        expected = outcomes()
+        assert expected[0] == ("ok", 0.25)
+        place.pass_ms(60_000)
+        place.tend()
+        assert outcomes() == expected
+        session.store.record([Outcome(one.row_id or 0, what, 1500) for what in late for one in (second, first)])
+        assert outcomes() == [("ok", 0.25), ("rpc_error", 1.5)]
 
 
 def test_outcomes_can_be_read_by_row(place: Place) -> None:
@@ -65,6 +74,16 @@ def test_outcomes_can_be_read_by_row(place: Place) -> None:
             assert reader.outcomes_of(ids[1:2]) == reader.outcomes_of([]) == []
         place.pass_ms(60_000)
         place.tend()
+
+
+def test_equal_denials_share_a_row_with_their_number(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 12)
+    session.store.append(session.journal.flush(place.wall(), all_of_them=True))
+    assert [(one["decision"], one.get("repeats")) for one in records(place)[5:]] == [
+        ("rate_limited", None),
+        ("rate_limited", 6),
+    ]
 
 
 OBSERVED = '[[rule]]\ntool = "report"\nlimit = ["2/1m", "9/1h"]\nmode = "observe"\n'

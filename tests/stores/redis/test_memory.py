@@ -126,17 +126,6 @@ def test_emptying_one_stream_by_hand_deletes_no_row_of_the_other(server: Server,
     assert length(server) == len(list(session.store.entries())) == 61
 
 
-def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, begin: Begin) -> None:
-    for _ in range(4):
-        begin().call("free", 500)
-    before = length(server)
-    session = begin(max_bytes=100_000)
-    session.call("free", 100)
-    assert before - length(server) == 100
-    session.store.tend()
-    assert length(server) < 200
-
-
 def test_a_lower_bound_of_the_audit_log_makes_room_on_a_server_whose_memory_is_full(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         session = Session(RedisStore(server.address, PATIENT), POLICY)

@@ -24,8 +24,6 @@ from tests.missing import make_link
 from tests.stores.conftest import around_next, raising
 from tests.stores.sqlite.conftest import MANY, Begin, Open, counter_of, drain, turn_is_free, used
 
-# A database that others have locked
-
 
 def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store: Open) -> None:
     reader = open_store(timeout_ms=70)._reader

@@ -183,6 +183,17 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     assert owner_files(path) == []
 
 
+def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, tend: Tend) -> None:
+    store = open_store()
+    caller = Caller(store, CAPPED)
+    caller.decide("x", "x")
+    tend(store)
+    store.reset([held.label for held in store.held()])
+    tend(store)
+    assert rows(path, "in_flight") == 0
+    assert caller.words("x") == ["allowed"]
+
+
 def test_a_store_that_is_closed_twice_frees_no_places_of_another_one_of_its_process(path: Path, open_store: Open) -> None:
     twice = open_store()
     twice.close()

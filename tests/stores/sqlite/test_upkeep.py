@@ -241,27 +241,6 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     assert store._upkeep._is_busy()
 
 
-def test_an_outcome_joins_its_row_before_while_and_after_it_is_drained(path: Path, begin: Begin, tend: Tend) -> None:
-    session = begin()
-    store = session.store
-
-    def outcomes() -> list[object]:
-        found = [entry.record.get("outcome") for entry in store.entries()]
-        assert [entry.record.get("outcome") for entry in store.newest()] == found[::-1]
-        return found
-
-    early, late = session.call("x", 2)
-    store.record([Outcome(early.row_id or 0, "ok", 1)])
-    assert outcomes() == ["ok", None]
-    tend(store)
-    assert outcomes() == ["ok", None]
-    store.record([Outcome(late.row_id or 0, "tool_error", 1), Outcome(early.row_id or 0, "rpc_error", 1)])
-    assert outcomes() == ["ok", "tool_error"]
-    tend(store)
-    assert outcomes() == ["ok", "tool_error"]
-    assert ask(path, "SELECT group_concat(outcome) FROM audit") == "ok,tool_error"
-
-
 def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, begin: Begin, tend: Tend) -> None:
     session = begin()
     store = session.store
