@@ -106,6 +106,24 @@ def around_next(
     monkeypatch.setattr(owner, name, once)
 
 
+class FakeClock:
+    """A clock that only sleep moves on: too far, as on a busy machine, if it is late."""
+
+    def __init__(self, late: float = 1) -> None:
+        self.now_s = 0.0
+        self.slept: list[float] = []
+        self._late = late
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    perf_counter = monotonic
+
+    def sleep(self, s: float) -> None:
+        self.slept.append(s)
+        self.now_s += self._late * s
+
+
 def open_descriptors() -> list[int]:
     """This process' open files."""
     found = []

@@ -11,7 +11,7 @@ import pytest
 from mcpguard import locks as module
 from mcpguard.files import open_private
 from mcpguard.locks import FileLock, LifeSign, delete_if_dead, lock_file, shows_life
-from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, open_descriptors
+from tests.stores.conftest import ENOUGH_S, FakeClock, Worker, broken, heard, open_descriptors
 
 
 @pytest.fixture
@@ -33,28 +33,12 @@ def test_only_one_holds_the_lock_at_a_time(locks: list[FileLock]) -> None:
     second.release()
 
 
-class Clock:
-    """A clock that only sleep moves on: too far, as on a busy machine."""
-
-    def __init__(self, late: float) -> None:
-        self.now_s = 0.0
-        self.slept: list[float] = []
-        self._late = late
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    def sleep(self, s: float) -> None:
-        self.slept.append(s)
-        self.now_s += self._late * s
-
-
 @pytest.mark.parametrize(("late", "paused_s"), [(1, 0.2), (2, 0.1), (100, 0.05)])
 def test_a_process_that_hardly_runs_still_tries_often(
     locks: list[FileLock], monkeypatch: pytest.MonkeyPatch, late: float, paused_s: float
 ) -> None:
     first, second, _ = locks
-    clock = Clock(late)
+    clock = FakeClock(late)
     assert first.acquire(0)
     monkeypatch.setattr(module, "time", clock)
     assert not second.acquire(0.2)
@@ -68,7 +52,7 @@ class Tries:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free_at: int) -> None:
         self.count = 0
-        self.clock = Clock(1)
+        self.clock = FakeClock()
         self._free_at = free_at
         monkeypatch.setattr(module, "_lock", self._lock)
         monkeypatch.setattr(module, "time", self.clock)

@@ -81,57 +81,46 @@ def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path
     assert not is_open(path)
 
 
-def lacks_its_log(path: Path) -> None:
-    Path(log_path(path)).unlink()
-
-
 def has_another_stores_log(path: Path) -> None:
     other = path.with_name("other.db")
     SqliteStore(other).close()
     Path(log_path(other)).replace(log_path(path))
 
 
-def has_a_log_that_ends_before_its_database(path: Path) -> None:
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        log._write(log.drained().end - 4, bytes(64))
+def changed_log(change: Callable[[CallLog], object]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with contextlib.closing(CallLog(log_path(path))) as log:
+            change(log)
+
+    return harm
 
 
-def has_a_log_that_does_not_know_what_its_database_has(path: Path) -> None:
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        log.set_drained(START)
+HARMS: dict[str, Callable[[Path], None]] = {
+    "lacks its log": lambda path: Path(log_path(path)).unlink(),
+    "has another store's log": has_another_stores_log,
+    "has a log that ends before its database": changed_log(lambda log: log._write(log.drained().end - 4, bytes(64))),
+    "has a log that does not know what its database has": changed_log(lambda log: log.set_drained(START)),
+    "has the time of another boot": changed_log(lambda log: log.write_header({**log.header, "time_base": "another boot"})),
+    "is cut": lambda path: os.truncate(path, 8192),
+}
 
 
-def has_the_time_of_another_boot(path: Path) -> None:
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        log.write_header({**log.header, "time_base": "another boot"})
-
-
-def is_cut(path: Path) -> None:
-    os.truncate(path, 8192)
-
-
-@pytest.mark.parametrize(
-    "store_that",
-    [
-        lacks_its_log,
-        has_another_stores_log,
-        has_a_log_that_ends_before_its_database,
-        has_a_log_that_does_not_know_what_its_database_has,
-        has_the_time_of_another_boot,
-        is_cut,
-    ],
-)
+@pytest.mark.parametrize("store_that", HARMS)
 def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_count_as_open(
-    path: Path, begin: Begin, store_that: Callable[[Path], None]
+    path: Path, begin: Begin, store_that: str
 ) -> None:
     begin().call_and_end(3)
-    store_that(path)
+    HARMS[store_that](path)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         begin()
     assert not is_open(path)
-    if store_that is has_a_log_that_does_not_know_what_its_database_has:
-        again = begin().store
-        assert again._log.drained().end == again._follower.at.end
+
+
+def test_a_log_that_does_not_know_what_its_database_has_learns_it(path: Path, begin: Begin) -> None:
+    begin().call_and_end(3)
+    changed_log(lambda log: log.set_drained(START))(path)
+    store = begin().store
+    assert store._log.drained().end == store._follower.at.end
 
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
