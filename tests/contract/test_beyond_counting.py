@@ -9,25 +9,6 @@ TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
 TWO_ERRORS = '[[rule]]\ntool = "report"\nlimit = "2/1m"\ncount = "errors"\n'
 
 
-def test_a_failed_call_counts_on_each_of_its_limits_on_errors(place: Place) -> None:
-    policy = TWO_ERRORS + '[[rule]]\nuser = "*"\nlimit = ["3/1h", "9/1d"]\ncount = "errors"\n'
-    caller = Caller(place.open(), policy)
-    assert caller.words("report", "search") == ["allowed"] * 2
-    caller.end(failed=True)
-    assert caller.used == [1, 1, 1]
-    caller.end(failed=True)
-    assert caller.used == [1, 2, 2]
-
-
-def test_errors_that_are_settled_together_are_all_counted(place: Place) -> None:
-    caller = Caller(place.open(), TWO_ERRORS)
-    caller.decide("report", "report")
-    caller.store.settle([Ending(*call, True) for call in caller.flying])
-    assert caller.used == [2]
-    reader = place.read()
-    assert [held.used for held in reader.held()] == [2]
-
-
 def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_exact(place: Place) -> None:
     callers = [Caller(place.open(), TWO_ERRORS, session=f"{at:016x}") for at in range(2)]
     for caller in callers:
@@ -100,29 +81,6 @@ def test_errors_are_in_the_logs_last_seen_as_soon_as_they_are_counted(place: Pla
     assert states[0][-1] == 1
 
 
-def test_reset_frees_all_places_of_a_cap_and_later_endings_are_harmless(place: Place) -> None:
-    caller, other = Caller(place.open(), TWO_IN_FLIGHT), Caller(place.open(), TWO_IN_FLIGHT, session="b" * 16)
-    caller.decide("report", "report")
-    assert place.open().reset([held.label for held in other.store.held()]) == 1
-    assert caller.used == []
-    assert other.words("report", "report", "report") == ["allowed", "allowed", "rate_limited"]
-    caller.end()
-    caller.end()
-    assert caller.words("report") == ["rate_limited"]
-
-
-def test_calls_that_were_admitted_without_the_store_are_held_beyond_the_cap_and_freed_by_their_ids(place: Place) -> None:
-    caller = Caller(place.open(), TWO_IN_FLIGHT)
-    caller.decide("report")
-    _, plan = caller.flying[0]
-    other = place.open()
-    other.give_places({-7: plan.counters, -8: plan.counters})
-    assert caller.used == [3]
-    for call_id, word in ((-7, "rate_limited"), (-8, "allowed")):
-        other.settle([Ending(call_id, plan, False)])
-        assert caller.words("report") == [word]
-
-
 def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place: Place) -> None:
     policy = '[[rule]]\ntool = "report"\nlimit = "2/1s"\nwait = "5s"\nconcurrent = 2\n'
     caller = Caller(place.open(), policy)
@@ -142,12 +100,3 @@ def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place
     assert (len(list(caller.store.entries())), caller.used) == (rows, [1])
     assert caller.words("report", waited_us=600_000) == ["allowed"]
     assert caller.words("report", waited_us=5_000_000) == ["rate_limited"]
-
-
-def test_a_call_that_may_not_be_held_is_denied_without_room_and_held_if_room_comes_that_is_for_others(place: Place) -> None:
-    caller = Caller(place.open(), '[[rule]]\ntool = "report"\nlimit = "1/1s"\nwait = "5s"\n')
-    caller.decide("report")
-    assert caller.words("report", is_behind=True) == ["rate_limited"]
-    place.pass_ms(1000)
-    assert caller.words("report", is_behind=True) == ["held"]
-    assert caller.words("report") == ["allowed"]

@@ -1,6 +1,5 @@
 """Counters: never above the limit, charged all or none, exact to the millisecond, shared by all handles."""
 
-from collections.abc import Callable
 from secrets import token_hex
 
 import pytest
@@ -34,41 +33,6 @@ def test_retry_after_is_enough_and_a_millisecond_less_is_not(place: Place, us_pa
     assert session.one("report").decision == "rate_limited"
     place.pass_ms(1)
     assert session.one("report").decision == "allowed"
-
-
-def test_a_clock_that_steps_back_admits_no_more(place: Place) -> None:
-    session = Session(place.open(), FIVE_A_MINUTE)
-    session.call("report", 4)
-    place.pass_ms(-3_600_000)
-    assert session.decisions("report", 2) == ["allowed", "rate_limited"]
-    denied = session.one("report")
-    assert denied.retry_after_us is not None
-    assert denied.retry_after_us <= 60_000_000
-    place.pass_ms(3_600_000 + 59_999)
-    assert session.decisions("report") == ["rate_limited"]
-    place.pass_ms(1)
-    assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_calls_decided_together_get_the_same_verdicts_as_calls_decided_one_by_one(new_place: Callable[[], Place]) -> None:
-    tools = ["report", "search", "report", "report", "other", "search", "report", "report"] * 6
-
-    def told(at_once: int) -> list[object]:
-        place = new_place()
-        session = Session(place.open(), THREE_AXES + '[[rule]]\ntool = "search"\nlimit = "deny"\n')
-        verdicts = []
-        for start in range(0, len(tools), 24):
-            requests = [request for tool in tools[start : start + 24] for request in session.charges(tool)]
-            for at in range(0, len(requests), at_once):
-                verdicts += session.store.decide(requests[at : at + at_once], session.journal)
-            place.pass_ms(60_000)
-        rows = {str(entry.record["id"]): entry.record for entry in session.store.entries()}
-        assert sorted(int(str(row["seq"])) for row in rows.values()) == list(range(1, len(rows) + 1))
-        own = [rows[one.audit_id] | dict.fromkeys(["id", "seq", "trace_id"]) for one in verdicts if one.has_own_row]
-        assert len(own) == len(rows)  # in which order the calls of one read are numbered is left to the store
-        return [[(one.decision, one.count, one.remaining, one.exceeded) for one in verdicts], own]
-
-    assert told(1) == told(24) == told(5)
 
 
 @pytest.mark.no_cover

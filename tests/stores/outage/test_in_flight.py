@@ -215,20 +215,6 @@ def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call
     assert len(places(place)) == 2
 
 
-@pytest.mark.parametrize("mode", ["local", "deny", "allow"])
-def test_a_call_that_ends_as_the_store_fails_has_no_place_when_it_is_back(mode: str) -> None:
-    place = Place(mode, CAP_2)
-    first, second = place.starts(), place.starts()
-    place.fail("settle", "open")
-    place.stops(first)
-    assert "it is gone" in place.said[0]
-    assert len(places(place)) == 2
-    place.mend()
-    assert len(places(place)) == 1
-    place.stops(second)
-    assert places(place) == []
-
-
 def test_a_call_may_end_after_the_session(tmp_path: Path) -> None:
     place = Place(policy='[[rule]]\nuser = "*"\nlimit = "100/1h"\nconcurrent = 2\n', folder=tmp_path)
     call = place.starts()
@@ -281,13 +267,3 @@ def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_ro
     assert places(place) == [1]
     place.stops(new)
     assert places(place) == []
-
-
-def test_calls_that_begin_and_end_without_the_store_leave_it_nothing_to_free() -> None:
-    place = in_outage(policy=CAP_2)
-    for _ in range(3):
-        place.stops(place.starts())
-    place.failing.clear()
-    place.fail("settle", "give_places")  # the store is asked for neither
-    place.probe()
-    assert place.store._store is not None
