@@ -64,6 +64,7 @@ def test_an_outcome_is_joined_to_its_row_before_and_after_upkeep_and_the_first_o
         assert outcomes() == expected
         session.store.record([Outcome(one.row_id or 0, what, 1500) for what in late for one in (second, first)])
         assert outcomes() == [("ok", 0.25), ("rpc_error", 1.5)]
+        assert [one.outcome for one in place.read().outcomes_of([first.row_id or 0, second.row_id or 0])] == ["ok", "rpc_error"]
 
 
 def test_outcomes_can_be_read_by_row(place: Place) -> None:

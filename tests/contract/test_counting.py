@@ -114,7 +114,7 @@ def test_last_seen_returns_the_logs_of_the_last_decision(place: Place) -> None:
     (request,) = session.charges("report")
     session.store.decide([request], session.journal)
     seen, now_us = session.store.last_seen()
-    assert now_us == place.time()
+    assert (now_us, session.store.forgotten_until_us) == (place.time(), 0)
     assert seen[request.plan.counters[0].id][-2:] == (place.time(), 1)
 
 

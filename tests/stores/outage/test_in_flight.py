@@ -46,9 +46,6 @@ def test_a_call_that_was_decided_without_its_limits_has_no_place() -> None:
     assert len(places(place)) == 1
 
 
-# in an outage
-
-
 def test_calls_in_flight_of_other_wrappers_are_not_counted() -> None:
     other = Place(policy=CAP_2)
     for _ in range(2):
@@ -119,9 +116,6 @@ def test_a_cap_that_only_reports_has_no_place_for_a_call_without_room() -> None:
 def test_calls_in_flight_need_no_room_for_the_log_of_a_counter() -> None:
     place = in_outage(policy='[[rule]]\ntool = "*"\nconcurrent = 1\n', bounds=Bounds(counters=0))
     assert [place.one(tool).decision for tool in "abca"] == ["allowed"] * 3 + ["rate_limited"]
-
-
-# when the store is back
 
 
 @pytest.mark.parametrize("mode", ["local", "deny"])
@@ -220,9 +214,6 @@ def test_a_call_may_end_after_the_session(tmp_path: Path) -> None:
     call = place.starts()
     place.store.close()
     place.stops(call, failed=True)
-
-
-# a store that comes back without its data
 
 
 def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:

@@ -68,9 +68,6 @@ def used(server: Server) -> list[int]:
         return [held.used for held in patient.held()]
 
 
-# a server that is not there
-
-
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -119,9 +116,6 @@ def test_upkeep_that_fails_is_tried_again_later(server: Server, caller: Caller) 
     caller.store.tend()
     server.start()
     assert caller.words("report") == ["allowed"]
-
-
-# a server that hangs, or starts scripts late
 
 
 def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_later(server: Server, caller: Caller) -> None:
@@ -187,9 +181,6 @@ def test_what_was_last_seen_ages_even_while_the_machine_sleeps(caller: Caller, m
     logs, now_us = caller.store.last_seen()
     (log,) = logs.values()
     assert slept_us <= now_us - log[-2] < 2 * slept_us
-
-
-# a server that refuses
 
 
 @pytest.mark.parametrize("policy", [POLICY, POLICY.replace("limit = ", "concurrent = 2  # ")])

@@ -129,6 +129,16 @@ def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
         log.some(sleeper)
 
 
+def test_the_end_of_a_log_is_known_wherever_it_is_in_the_ring(log: CallLog) -> None:
+    at = START
+    for beyond in range(-16, 17, 2):
+        before = put(log, at, "x" * (SMALL // 2))
+        log.set_drained(before)
+        at = put(log, before, "x" * (SMALL - before.end % SMALL + beyond - len(pack(before, [""])[0])))
+        log.set_drained(at)
+        assert [log.ends_at(before), log.ends_at(at)] == [False, True]
+
+
 def test_a_new_log_is_forced_to_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new.db-calls"
     has_name: list[bool] = []

@@ -67,9 +67,6 @@ def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Ope
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
 
-# Processes that end
-
-
 @pytest.mark.parametrize("drained", [False, True])
 @pytest.mark.parametrize("reopened", [False, True])
 def test_the_places_of_a_killed_process_are_free_at_once(
@@ -142,9 +139,6 @@ def test_upkeep_deletes_what_processes_that_ended_have_left(path: Path, busy: Bu
     assert rows(path, "in_flight") == 1
     assert caller.used == [1]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
-
-
-# Stores of one process
 
 
 def test_a_call_in_flight_keeps_its_place_while_its_store_is_closed_and_opened_again(path: Path, busy: Busy) -> None:

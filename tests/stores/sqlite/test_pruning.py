@@ -12,7 +12,6 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.sqlite import draining, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from mcpguard.stores.sqlite.reader import Reader
 from tests.build import WALL_US, Time
 from tests.stores.sqlite.conftest import MANY, Begin, OnFile, Times
 
@@ -41,7 +40,7 @@ def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
 
 
 def hours(path: Path) -> list[int]:
-    with contextlib.closing(Reader(path)) as reader:
+    with contextlib.closing(SqliteAddress(str(path)).read(Options(), print)) as reader:
         return [(int(str(one.record["time_us"])) - WALL_US) // HOUR_US for one in reader.entries()]
 
 
