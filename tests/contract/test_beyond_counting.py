@@ -23,12 +23,6 @@ def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_ex
         assert denied.retry_after_us == 60_000_000 - 2 * 10_000, "when the last error but one leaves the window"
 
 
-def test_an_admitted_calls_row_tells_how_many_are_in_flight(place: Place) -> None:
-    caller = Caller(place.open(), TWO_IN_FLIGHT)
-    caller.decide("report", "report")
-    assert [entry.record["in_flight"] for entry in caller.store.entries()] == [1, 2]
-
-
 def test_a_call_is_freed_once_however_often_it_is_settled(place: Place) -> None:
     caller = Caller(place.open(), TWO_IN_FLIGHT)
     caller.decide("report", "report")
