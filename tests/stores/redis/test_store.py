@@ -234,7 +234,6 @@ def test_calls_are_decided_between_pieces_of_upkeep(server: Server, opened: Open
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
-@pytest.mark.usefixtures("old_rows")
 def in_portions(store: RedisStore, left: Callable[[], int]) -> list[int]:
     """What is left after each portion of upkeep."""
     with pytest.MonkeyPatch.context() as patched:
