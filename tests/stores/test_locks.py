@@ -95,11 +95,6 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path: Path, start: Callabl
     lock.close()
 
 
-@pytest.mark.posix
-def test_only_this_account_can_use_a_lock_whose_file_was_missing(locks: list[FileLock], tmp_path: Path) -> None:
-    assert (tmp_path / "queue").stat().st_mode & 0o777 == 0o600
-
-
 def test_a_locked_file_can_be_read_and_written_by_others(tmp_path: Path) -> None:
     path = tmp_path / "calls"
     path.write_bytes(b"record")

@@ -111,13 +111,6 @@ def test_a_failure_of_a_read_is_reported_in_one_line(server: Server, caller: Cal
             list(read())
 
 
-def test_upkeep_that_fails_is_tried_again_later(server: Server, caller: Caller) -> None:
-    server.kill()
-    caller.store.tend()
-    server.start()
-    assert caller.words("report") == ["allowed"]
-
-
 def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_later(server: Server, caller: Caller) -> None:
     assert caller.words("report") == ["allowed"]
     server.signal(signal.SIGSTOP)
