@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -115,22 +115,16 @@ STORES: dict[str, Make] = {"memory": Place, "sqlite": OnFile}
 """The kinds that need no server. The others cover no line of the core that these do not cover."""
 
 
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Starts each kind of server once."""
+    with contextlib.ExitStack() as servers:
+        yield cache(lambda name: servers.enter_context(running(tmp_path_factory.mktemp(name), kind=name)))
+
+
 @pytest.fixture(params=[*STORES, *(pytest.param(name, marks=pytest.mark.no_cover) for name in SERVERS)])
-def kind(request: pytest.FixtureRequest) -> Make:
-    name = str(request.param)
-    return STORES.get(name) or partial(OnServer, request.getfixturevalue(name.replace("-", "_")))
-
-
-@pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("valkey"), kind="valkey-server") as server:
-        yield server
+def kind(request: pytest.FixtureRequest, started: Callable[[str], Server]) -> Make:
+    return STORES.get(request.param) or partial(OnServer, started(request.param))
 
 
 @pytest.fixture

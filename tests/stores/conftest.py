@@ -3,11 +3,10 @@
 import contextlib
 import importlib.util
 import os
-import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
@@ -141,41 +140,19 @@ def tell(worker: Worker, what: str = "") -> None:
     worker.stdin.flush()
 
 
-def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> Iterator[str]:
-    """What 24 processes print, of which eight run at a time.
+def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> list[str]:
+    """What 24 processes print, of which eight run at a time. Each is killed after so many lines."""
 
-    Args:
-        start: Starts one, which prints lines without end.
-        lines_each: After how many lines one is killed.
-    """
-    said: queue.Queue[tuple[Worker, str]] = queue.Queue()
-    left: dict[Worker, int] = {}
+    def said_by_three(_: int) -> list[str]:
+        said: list[str] = []
+        for _ in range(3):
+            worker = start()
+            said += [heard(worker) for _ in range(lines_each())]
+            worker.kill()
+        return said
 
-    def listen(worker: Worker) -> None:
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            said.put((worker, line))
-        said.put((worker, ""))
-
-    def launch() -> None:
-        worker = start()
-        left[worker] = lines_each()
-        threading.Thread(target=listen, args=(worker,), daemon=True).start()
-
-    for _ in range(8):
-        launch()
-    ended = 0
-    while ended < len(left):
-        worker, line = said.get(timeout=ENOUGH_S)
-        if not line:
-            ended += 1
-            if len(left) < 24:
-                launch()
-        elif line.endswith("\n"):  # else it was killed meanwhile
-            yield line.rstrip("\n")
-            left[worker] -= 1
-            if left[worker] == 0:
-                worker.kill()
+    with ThreadPoolExecutor(8) as pool:
+        return [line for some in pool.map(said_by_three, range(8)) for line in some]
 
 
 def as_on(platform: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -116,7 +116,7 @@ def test_a_stopped_process_keeps_its_places(busy: Busy, open_store: Open, tend: 
 def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260102)  # noqa: S311 - it only chooses whom to kill, and when
-    seated = list(killed_one_by_one(lambda: start("sit", path), lambda: chance.randint(1, 40)))
+    seated = killed_one_by_one(lambda: start("sit", path), lambda: chance.randint(1, 40))
     assert {*seated} == {"seated"}
     assert len(seated) > 100
     with contextlib.closing(SqliteStore(path)) as store:
@@ -269,7 +269,7 @@ def test_eight_processes_can_create_the_store_at_once(path: Path, start: Start) 
 def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_its_row(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260101)  # noqa: S311 - it only chooses whom to kill, and when
-    reported = list(killed_one_by_one(lambda: start("call_until_told", path), lambda: chance.randint(5, 60)))
+    reported = killed_one_by_one(lambda: start("call_until_told", path), lambda: chance.randint(5, 60))
     with contextlib.closing(SqliteStore(path)) as store:
         admitted = [entry.record for entry in store.entries() if entry.record["decision"] == "allowed"]
     assert set(reported) <= {record["id"] for record in admitted}
