@@ -1,8 +1,10 @@
 """Makes each kind of store, for tests that open several handles on one store."""
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -21,141 +23,119 @@ FOREVER_US = 100 * 365 * 86400 * 1_000_000
 """A lease that does not end while a test runs. Tests of the contract renew none."""
 
 
-class Kind(NamedTuple):
-    """One kind of store, in one place.
+class Place:
+    """One store, on which a test can open several handles. Its time stands still until the test moves it.
 
-    Attributes:
-        open: Opens it, with the store's time and wall-clock time.
-        read: Opens it to be read, with the store's time.
-        leave_note: Notes an agent in a namespace, at a wall-clock time, as a hook does. The store exists.
+    This one is in memory.
     """
 
-    open: Callable[[Time, Time], Store]
-    read: Callable[[Time], Readable]
-    leave_note: Callable[[str, AgentNote, int], object]
-
-
-class Place:
-    """One store, on which a test can open several handles. Its time stands still until the test moves it."""
-
-    def __init__(self, kind: Kind, namespace: str) -> None:
-        self.namespace = namespace
+    def __init__(self, folder: Path) -> None:
+        self.namespace = str(folder)
         self.time = Time()
         self.wall = Time(WALL_US)
-        self._kind = kind
-        self._opened: list[Store | Readable] = []
+        self._memory = Memory()
+        self._opened = contextlib.ExitStack()
 
     def open(self) -> Store:
-        store = self._kind.open(self.time, self.wall)
-        self._opened.append(store)
-        return store
+        return self._opened.enter_context(contextlib.closing(self._new_store()))
 
     def read(self) -> Readable:
-        reader = self._kind.read(self.time)
-        self._opened.append(reader)
-        return reader
+        return self._opened.enter_context(contextlib.closing(self._new_reader()))
 
     def note(self, namespace: str, call_id: str, agent: str) -> None:
-        self._kind.leave_note(namespace, AgentNote(call_id, agent), self.wall())
+        """Note the agent of a call, as a hook does. The store exists."""
+        self._leave(namespace, AgentNote(call_id, agent))
 
     def pass_ms(self, ms: int) -> None:
-        self.time.pass_ms(ms)
-        self.wall.pass_ms(ms)
+        self.pass_us(1000 * ms)
 
     def pass_us(self, us: int) -> None:
         self.time.now_us += us
         self.wall.now_us += us
 
+    def tend(self) -> None:
+        """Do all upkeep that is due."""
+        store = self.open()
+        while store.needs_tending:
+            store.tend()
+            self.time.pass_ms(1000)  # after upkeep that took long, a store rests
+
     def close(self) -> None:
-        while self._opened:
-            self._opened.pop().close()
+        self._opened.close()
+
+    def _new_store(self) -> Store:
+        return MemoryStore(self._memory, clock=self.time, wall=self.wall)
+
+    def _new_reader(self) -> Readable:
+        return MemoryStore(self._memory, clock=self.time)
+
+    def _leave(self, namespace: str, note: AgentNote) -> None:
+        self._memory.leave_note(namespace, note, wall_us=self.wall())
 
 
-def _memory(_: Path) -> Kind:
-    memory = Memory()
-    return Kind(
-        lambda time, wall: MemoryStore(memory, clock=time, wall=wall),
-        lambda time: MemoryStore(memory, clock=time),
-        lambda namespace, note, wall_us: memory.leave_note(namespace, note, wall_us=wall_us),
-    )
+class OnFile(Place):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._path = folder / "state" / "mcpguard.db"
 
+    def _new_store(self) -> Store:
+        return SqliteStore(self._path, clock=self.time, wall=self.wall)
 
-def _sqlite(folder: Path) -> Kind:
-    path = folder / "state" / "mcpguard.db"
-
-    def read(time: Time) -> Readable:
-        reader = Reader(path)
-        reader.clock = time
+    def _new_reader(self) -> Readable:
+        reader = Reader(self._path)
+        reader.clock = self.time
         return reader
 
-    return Kind(
-        lambda time, wall: SqliteStore(path, clock=time, wall=wall),
-        read,
-        lambda namespace, note, wall_us: SqliteAddress(str(path)).leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
-    )
+    def _leave(self, namespace: str, note: AgentNote) -> None:
+        SqliteAddress(str(self._path)).leave_note(namespace, note, wall_us=self.wall(), timeout_s=20)
 
 
-def _on_server(server: Server) -> Callable[[Path], Kind]:
+class OnServer(Place):
     """A store on a server, by a user with the rights that the manual shows."""
-    user = server.user("*")
 
-    def in_namespace(folder: Path) -> Kind:
-        options = Options(namespace=str(folder), timeout_ms=20_000)
-        address = RedisAddress(user)
-        return Kind(
-            lambda time, wall: RedisStore(user, options, clock=time, wall=wall, lease_us=FOREVER_US),
-            lambda time: RedisStore(user, options, clock=time),
-            lambda namespace, note, wall_us: address.leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
-        )
+    def __init__(self, server: Server, folder: Path) -> None:
+        super().__init__(folder)
+        self._user = server.user("*")
 
-    return in_namespace
+    def _new_store(self) -> RedisStore:
+        options = Options(namespace=self.namespace, timeout_ms=20_000)
+        return RedisStore(self._user, options, clock=self.time, wall=self.wall, lease_us=FOREVER_US)
+
+    def _new_reader(self) -> RedisStore:
+        return self._new_store()
+
+    def _leave(self, namespace: str, note: AgentNote) -> None:
+        RedisAddress(self._user).leave_note(namespace, note, wall_us=self.wall(), timeout_s=20)
 
 
-Make = Callable[[Path], Kind]
+Make = Callable[[Path], Place]
 """Makes one kind of store in an empty folder."""
 
-STORES: dict[str, Make] = {"memory": _memory, "sqlite": _sqlite}
-"""The kinds that need no server."""
-
-
-def _on_servers() -> Iterator[object]:
-    """The kinds that need a server. They cover no line of the core that the others do not cover."""
-    for name in SERVERS:
-        yield pytest.param(name, marks=pytest.mark.no_cover)
-
-
-@pytest.fixture(params=[*sorted(STORES), *_on_servers()])
-def kind(request: pytest.FixtureRequest) -> Make:
-    name = str(request.param)
-    return STORES[name] if name in STORES else _on_server(request.getfixturevalue(name.replace("-", "_")))
+STORES: dict[str, Make] = {"memory": Place, "sqlite": OnFile}
+"""The kinds that need no server. The others cover no line of the core that these do not cover."""
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Starts each kind of server once."""
+    with contextlib.ExitStack() as servers:
+        yield cache(lambda name: servers.enter_context(running(tmp_path_factory.mktemp(name), kind=name)))
 
 
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("valkey"), kind="valkey-server") as server:
-        yield server
+@pytest.fixture(params=[*STORES, *(pytest.param(name, marks=pytest.mark.no_cover) for name in SERVERS)])
+def kind(request: pytest.FixtureRequest, started: Callable[[str], Server]) -> Make:
+    return STORES.get(request.param) or partial(OnServer, started(request.param))
 
 
 @pytest.fixture
 def new_place(kind: Make, tmp_path: Path) -> Iterator[Callable[[], Place]]:
     """Makes empty stores of one kind."""
-    places: list[Place] = []
+    with contextlib.ExitStack() as places:
 
-    def make() -> Place:
-        folder = tmp_path / str(len(places))
-        folder.mkdir()
-        places.append(Place(kind(folder), str(folder)))
-        return places[-1]
+        def make() -> Place:
+            return places.enter_context(contextlib.closing(kind(Path(tempfile.mkdtemp(dir=tmp_path)))))
 
-    yield make
-    for place in places:
-        place.close()
+        yield make
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Notes of which agent makes a call, and reading counters with `peek`."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -43,18 +43,13 @@ def test_of_handles_that_take_notes_at_the_same_time_each_gets_others(place: Pla
     keys = [f"s t{at}" for at in range(40)]
     for key in keys:
         place.note(place.namespace, key, EXPLORE)
-    taken: list[list[str]] = [[], []]
 
-    def take(at: int) -> None:
-        for key in keys[:: 1 - 2 * at]:
-            taken[at] += stores[at].take_notes(place.namespace, [key])
+    def taken(at: int) -> list[str]:
+        return [taken for key in keys[:: 1 - 2 * at] for taken in stores[at].take_notes(place.namespace, [key])]
 
-    threads = [threading.Thread(target=take, args=(at,)) for at in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken[0] + taken[1]) == sorted(keys)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(taken, range(2))
+    assert sorted(one + other) == sorted(keys)
 
 
 def test_a_note_without_an_agent_removes_the_one_that_is_there(place: Place) -> None:

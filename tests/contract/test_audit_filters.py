@@ -1,30 +1,23 @@
-"""A store returns exactly the audit rows that a filter wants, in both orders."""
+"""A store returns exactly the audit rows that a filter wants: in both orders, one by one, in bulk, and counted."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
-from mcpguard.session.audit import Outcome
-from mcpguard.stores.api import DISORDER_US, Wanted
-from tests.build import WALL_US, Session, identity
+from mcpguard.errors import Unauthenticated
+from mcpguard.session.audit import Outcome, record
+from mcpguard.stores.api import DISORDER_US, Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.tally import HOUR_US, rounded_us
+from tests.build import WALL_US, Session, call_line, identity
 from tests.contract.conftest import Place
 
-POLICY = """
-[[rule]]
-user = "*"
-tool = "report"
-limit = "2/1m"
-
-[[rule]]
-tool = "closed"
-limit = "deny"
-"""
+POLICY = '[[rule]]\nuser = "*"\ntool = "report"\nlimit = "2/1m"\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
 HOUR_MS = 3_600_000
 
 
-def is_users(user: str, record: Mapping[str, object]) -> bool:
-    return record["user"] == user
+def of_user(user: str) -> Wanted:
+    return Wanted(lambda record: record["user"] == user)
 
 
 ANY = Wanted(lambda _: True)
@@ -39,17 +32,38 @@ def day(place: Place) -> Place:
     for number, (session, tool) in enumerate([(alice, "report")] * 2 + [(alice, "closed")] + [(bob, "report")] * 2):
         for verdict in session.call(tool):
             if verdict.row_id and verdict.forwards and number != 1:
-                session.store.record([Outcome(verdict.row_id, "ok" if number else "tool_error", 1000)])
+                session.store.record([Outcome(verdict.row_id, "ok" if number else "tool_error", 1234 * 10**number)])
         place.pass_ms(HOUR_MS)
     return place
+
+
+def counted(tallies: Iterable[Tally]) -> Counter[tuple[object, ...]]:
+    calls: Counter[tuple[object, ...]] = Counter()
+    for part in tallies:
+        for one, durations in part.calls.items():
+            for duration_us, number in durations.items():
+                calls[one.axis, one.decision, one.outcome, one.hour, duration_us] += number
+    return calls
+
+
+def as_counted(one: Mapping[str, object]) -> tuple[object, ...]:
+    """What a row counts as."""
+    duration_us = rounded_us(round(float(str(one["duration_ms"])) * 1000)) if "duration_ms" in one else None
+    return one.get("axis"), one["decision"], one.get("outcome"), int(str(one["time_us"])) // HOUR_US, duration_us
+
+
+def in_bulk(pages: Iterable[Sequence[StoredRow]]) -> list[Entry]:
+    found = [one for page in pages for one in page]
+    return [Entry(one.row_id, record(one.row, outcome=one.outcome, duration_us=one.duration_us)) for one in found]
 
 
 @pytest.mark.parametrize(
     ("wanted", "hours"),
     [
+        (None, [0, 1, 2, 3, 4]),
         (ANY, [0, 1, 2, 3, 4]),
-        (Wanted(partial(is_users, "bob")), [3, 4]),
-        (Wanted(partial(is_users, "nobody")), []),
+        (of_user("bob"), [3, 4]),
+        (of_user("nobody"), []),
         (ANY._replace(decisions=frozenset({"allowed"})), [0, 1, 3, 4]),
         (ANY._replace(decisions=frozenset({"denied", "rate_limited"})), [2]),
         (ANY._replace(decisions=frozenset({"denied", "allowed"})), [0, 1, 2, 3, 4]),
@@ -68,20 +82,19 @@ def day(place: Place) -> Place:
     ],
 )
 @pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
-def test_a_filter_finds_its_rows_oldest_first_and_newest_first(
+def test_a_filter_finds_its_rows_in_both_orders_in_bulk_and_counted(
     day: Place, wanted: Wanted, hours: list[int], *, is_drained: bool
 ) -> None:
     if is_drained:
-        store = day.open()
-        while store.needs_tending:
-            store.tend()
-            day.time.pass_ms(1000)  # after upkeep that took long, a store rests
-    for reader in (day.open(), day.read()):
-        found = [(int(str(one.record["time_us"])) - WALL_US) // DISORDER_US for one in reader.entries(wanted=wanted)]
-        assert found == hours
-        assert [one.row_id for one in reader.newest(wanted=wanted)] == [one.row_id for one in reader.entries(wanted=wanted)][
-            ::-1
-        ]
+        day.tend()
+    reader = day.read()
+    found = list(reader.entries(wanted=wanted))
+    assert [(int(str(one.record["time_us"])) - WALL_US) // DISORDER_US for one in found] == hours
+    assert list(reader.newest(wanted=wanted)) == found[::-1]
+    assert in_bulk(reader.rows(wanted=wanted)) == found
+    assert counted(reader.tally(wanted=wanted)) == Counter(as_counted(one.record) for one in found)
+    store = day.open()
+    assert [*store.entries(wanted=wanted), *store.newest(wanted=wanted)] == found + found[::-1]
 
 
 def test_a_filter_by_time_finds_rows_that_other_wrappers_wrote_out_of_order(day: Place) -> None:
@@ -91,10 +104,8 @@ def test_a_filter_by_time_finds_rows_that_other_wrappers_wrote_out_of_order(day:
         day.wall.pass_ms(-back_ms)
         late.call("report")
         day.wall.pass_ms(back_ms)
+    day.tend()
     store = day.open()
-    while store.needs_tending:
-        store.tend()
-        day.time.pass_ms(1000)
     since = Wanted(lambda _: True, since_us=WALL_US + 5 * DISORDER_US - DISORDER_US // 2)
     for found in (list(store.entries(wanted=since)), list(store.newest(wanted=since))[::-1]):
         assert [(one.record["user"], one.record["time_us"]) for one in found] == [
@@ -110,8 +121,7 @@ def test_no_filter_by_axis_selects_a_row_that_no_limit_decided(day: Place, kept:
     session.keep_arguments(kept)
     session.call("free", arguments={"q": 1})
     if is_drained:
-        while session.store.needs_tending:
-            session.store.tend()
+        day.tend()
     of_any_axis = ANY._replace(axis=lambda _: True)
     for reader in (day.open(), day.read()):
         found = [one.record["tool"] for one in reader.entries(wanted=of_any_axis)]
@@ -120,9 +130,25 @@ def test_no_filter_by_axis_selects_a_row_that_no_limit_decided(day: Place, kept:
     assert {group.axis for group in groups} == {"user", "tool"}
 
 
-def test_after_and_a_filter_by_time_bound_the_rows_together(day: Place) -> None:
-    store = day.open()
-    ids = [one.row_id for one in store.entries()]
-    wanted = Wanted(lambda _: True, since_us=WALL_US + DISORDER_US)
-    assert [one.row_id for one in store.entries(after=ids[2], wanted=wanted)] == ids[3:]
-    assert [one.row_id for one in store.entries(after=0, wanted=wanted)] == ids[1:]
+@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
+def test_reading_goes_on_after_a_row_and_with_a_filter_by_time(day: Place, *, is_drained: bool) -> None:
+    if is_drained:
+        day.tend()
+    reader = day.read()
+    found = list(reader.entries())
+    *_, last = reader.tally()
+    assert last.last_id == found[-1].row_id
+    since = Wanted(lambda _: True, since_us=WALL_US + DISORDER_US)
+    assert list(reader.entries(after=0, wanted=since)) == found[1:]
+    for at, one in enumerate(found, 1):
+        assert in_bulk(reader.rows(after=one.row_id)) == found[at:]
+        assert counted(reader.tally(after=one.row_id)).total() == len(found) - at
+        assert list(reader.entries(after=one.row_id, wanted=since)) == found[at:]
+
+
+def test_a_denial_that_no_limit_made_is_counted_on_its_axis(place: Place) -> None:
+    session = Session(place.open(), POLICY, who=identity("alice"))
+    session.machine.change_identity(Unauthenticated("the token expired", "get a new one"))
+    session.refuse(call_line("report", 1))
+    (group,) = [group for part in place.read().tally() for group in part.calls if group.decision != "policy"]
+    assert (group.axis, group.decision) == ("user", "unauthenticated")

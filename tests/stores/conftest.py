@@ -3,14 +3,13 @@
 import contextlib
 import importlib.util
 import os
-import queue
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -18,6 +17,8 @@ from tests.build import TESTS
 from tests.redis_servers import Server, running
 
 Worker = subprocess.Popen[str]
+Do = Callable[[], object]
+Seen = TypeVar("Seen")
 
 ENOUGH_S = 60
 """No step takes so long. A test that waits so long has failed."""
@@ -75,6 +76,53 @@ def broken(owner: object, name: str, error: BaseException | int) -> Iterator[Non
         yield
 
 
+def before_each(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, look: Callable[[], Seen]) -> list[Seen]:
+    """What is seen before each call of a function."""
+    found: list[Seen] = []
+    do = getattr(owner, name)
+
+    def noted(*args: Any, **more: Any) -> Any:
+        found.append(look())
+        return do(*args, **more)
+
+    monkeypatch.setattr(owner, name, noted)
+    return found
+
+
+def around_next(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, *, before: Do = lambda: None, after: Do = lambda: None
+) -> None:
+    """Let something happen before or after the next call of a function."""
+    do = getattr(owner, name)
+
+    def once(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(owner, name, do)
+        before()
+        done = do(*args, **more)
+        after()
+        return done
+
+    monkeypatch.setattr(owner, name, once)
+
+
+class FakeClock:
+    """A clock that only sleep moves on: too far, as on a busy machine, if it is late."""
+
+    def __init__(self, late: float = 1) -> None:
+        self.now_s = 0.0
+        self.slept: list[float] = []
+        self._late = late
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    perf_counter = monotonic
+
+    def sleep(self, s: float) -> None:
+        self.slept.append(s)
+        self.now_s += self._late * s
+
+
 def open_descriptors() -> list[int]:
     """This process' open files."""
     found = []
@@ -85,48 +133,26 @@ def open_descriptors() -> list[int]:
     return found
 
 
-def tell(worker: Worker) -> None:
-    """Let a worker continue."""
+def tell(worker: Worker, what: str = "") -> None:
+    """Let a worker continue, or tell it what to do."""
     assert worker.stdin is not None
-    worker.stdin.write("\n")
+    worker.stdin.write(f"{what}\n")
     worker.stdin.flush()
 
 
-def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> Iterator[str]:
-    """What 24 processes print, of which eight run at a time.
+def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> list[str]:
+    """What 24 processes print, of which eight run at a time. Each is killed after so many lines."""
 
-    Args:
-        start: Starts one, which prints lines without end.
-        lines_each: After how many lines one is killed.
-    """
-    said: queue.Queue[tuple[Worker, str]] = queue.Queue()
-    left: dict[Worker, int] = {}
+    def said_by_three(_: int) -> list[str]:
+        said: list[str] = []
+        for _ in range(3):
+            worker = start()
+            said += [heard(worker) for _ in range(lines_each())]
+            worker.kill()
+        return said
 
-    def listen(worker: Worker) -> None:
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            said.put((worker, line))
-        said.put((worker, ""))
-
-    def launch() -> None:
-        worker = start()
-        left[worker] = lines_each()
-        threading.Thread(target=listen, args=(worker,), daemon=True).start()
-
-    for _ in range(8):
-        launch()
-    ended = 0
-    while ended < len(left):
-        worker, line = said.get(timeout=ENOUGH_S)
-        if not line:
-            ended += 1
-            if len(left) < 24:
-                launch()
-        elif line.endswith("\n"):  # else it was killed meanwhile
-            yield line.rstrip("\n")
-            left[worker] -= 1
-            if left[worker] == 0:
-                worker.kill()
+    with ThreadPoolExecutor(8) as pool:
+        return [line for some in pool.map(said_by_three, range(8)) for line in some]
 
 
 def as_on(platform: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:

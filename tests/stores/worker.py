@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Options
@@ -20,7 +19,6 @@ MANY = '[[rule]]\ntool = "x"\nlimit = "40/1s"\n[[rule]]\nuser = "*"\nlimit = "30
 CAPPED = '[[rule]]\ntool = "x"\nconcurrent = 2\n'
 SEATS = 3
 SEATED = f'[[rule]]\ntool = "x"\nconcurrent = {SEATS}\n'
-FOREVER = '[[rule]]\ntool = "x"\nlimit = "1000000/1d"\n'
 
 
 def say(text: str) -> None:
@@ -28,8 +26,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def session_name() -> str:
-    return os.urandom(8).hex()
+def begin(path: Path, policy: str) -> Caller:
+    """Begin a session of another name than any other."""
+    return Caller(SqliteStore(path, Options(timeout_ms=20_000)), policy, session=os.urandom(8).hex())
 
 
 def make(path: Path) -> None:
@@ -49,26 +48,17 @@ def call_until_told(path: Path) -> None:
         last.now_us = clock.boot_us() * QUICK
         return last.now_us
 
-    session = Session(SqliteStore(path, Options(timeout_ms=20_000), clock=time, wall=last), MANY, session=session_name())
+    store = SqliteStore(path, Options(timeout_ms=20_000), clock=time, wall=last)
+    session = Session(store, MANY, session=os.urandom(8).hex())
     while True:
         verdict = session.one("x")
         if verdict.forwards:
             say(verdict.audit_id)
 
 
-def call_a_share(path: Path) -> None:
-    """Make a fixed number of calls."""
-    session = Session(SqliteStore(path, Options(timeout_ms=20_000)), FOREVER, session=session_name())
-    sys.stdin.readline()
-    for _ in range(100):
-        session.one("x")
-    say("done")
-    session.store.close()
-
-
 def call_when_told(path: Path) -> None:
     """Make a call for each line `call`, and end the oldest one for each other line. Print decisions."""
-    caller = Caller(SqliteStore(path, Options(timeout_ms=20_000)), CAPPED, session=session_name())
+    caller = begin(path, CAPPED)
     for line in sys.stdin:
         if line == "call\n":
             say(caller.words("x")[0])
@@ -83,7 +73,7 @@ def sit(path: Path) -> None:
     A process that is killed closes its files in the order in which it opened them: it leaves its seat before its place.
     """
     seats = [lock_file(path.with_name(f"seat {at}")) for at in range(SEATS)]
-    caller = Caller(SqliteStore(path, Options(timeout_ms=20_000)), SEATED, session=session_name())
+    caller = begin(path, SEATED)
     while True:
         if caller.words("x") == ["allowed"]:
             seat = next((one for one in seats if one.acquire(0)), None)
@@ -103,33 +93,7 @@ def hold(path: Path) -> None:
     say("released")
 
 
-def fill_the_disk(path: Path) -> None:
-    """Decide while files may not grow beyond a number of bytes. Then lift that bound, and print what the store has."""
-    import resource  # Windows has none
-
-    session = Session(SqliteStore(path), FOREVER, session=session_name())
-    admitted = session.call("x", 10)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
-    failures = 0
-    while failures < 3:
-        try:
-            admitted += session.call("x", 3)
-        except StoreUnavailable as error:
-            failures += 1
-            say(error.message)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    admitted += session.call("x", 5)
-    (held,) = session.store.held()
-    entries = list(session.store.entries())
-    say(f"{len(admitted)} {held.used} {len(entries)}")
-    say(" ".join(str(entry.record["seq"]) for entry in entries))
-    session.store.close()
-
-
-WORK: dict[str, Callable[[Path], None]] = {
-    work.__name__: work for work in (make, call_until_told, call_a_share, call_when_told, sit, hold, fill_the_disk)
-}
+WORK: dict[str, Callable[[Path], None]] = {work.__name__: work for work in (make, call_until_told, call_when_told, sit, hold)}
 
 if __name__ == "__main__":
     WORK[sys.argv[1]](Path(sys.argv[2]))

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import State
@@ -44,6 +45,7 @@ def _moody(name: str) -> Callable[..., object]:
     """An operation that fails if it is to, with the hooks around it."""
 
     def operation(self: Moody, *args: object) -> object:
+        self._place.asked.append((name, args))
         self._place.reach(name)
         done = getattr(MemoryStore, name)(self, *args)
         self._place.has_done(name)
@@ -52,45 +54,16 @@ def _moody(name: str) -> Callable[..., object]:
     return operation
 
 
-for _name in OPERATIONS:
+for _name in (*OPERATIONS, "take_notes"):
     setattr(Moody, _name, _moody(_name))
 
 
-class Caller:
-    """A wrapper whose calls start and stop.
-
-    Attributes:
-        store: Its store.
-        session: Its session.
-    """
-
-    store: OutageStore
-    session: Wrapper
-
-    def starts(self, tool: str = "search") -> Ending:
-        """A call that is forwarded. Returns how it will end."""
-        (request,) = self.session.charges(tool)
-        (verdict,) = self.store.decide([request], self.session.journal)
-        assert verdict.forwards
-        assert verdict.row_id is not None
-        return Ending(verdict.row_id, request.plan, failed=False)
-
-    def stops(self, *calls: Ending, failed: bool = False) -> None:
-        """The server answers calls."""
-        self.store.settle([call._replace(failed=failed) for call in calls])
+class Killed(BaseException):
+    """The process is killed here."""
 
 
-class Place(Caller):
-    """Where a moody store is, and one wrapper that uses it.
-
-    Args:
-        mode: What becomes of calls without the store.
-        policy: The policy.
-        folder: Where outage logs are; None for nowhere.
-        other: A place whose store and clocks this one has too.
-        session: The wrapper's session.
-        bounds: How much is kept of an outage.
-    """
+class Place:
+    """Where a moody store is, and one wrapper that uses it. With another place, both have one store and its clocks."""
 
     def __init__(
         self,
@@ -112,6 +85,7 @@ class Place(Caller):
         self.forgotten: set[int] = set()  # counters that the store has forgotten, for want of room
         self.unread: set[int] = set()  # counters that it has neither read nor written
         self.opened: list[Moody] = []
+        self.asked: list[tuple[str, tuple[Any, ...]]] = []  # what the store was asked to do
         self.said: list[str] = []
         self.store = OutageStore(
             self.open,
@@ -165,14 +139,26 @@ class Place(Caller):
 
     def lose_data(self) -> None:
         """The server comes back without its data, and the store connects to it without a failure."""
-        self.memory = Memory()
-        self.opened[-1]._memory, self.opened[-1].args_key = self.memory, self.memory.args_key
+        self.memory = self.opened[-1]._memory = Memory()
+        self.opened[-1].args_key = self.memory.args_key
 
     def call(self, times: int = 1, tool: str = "search") -> list[str]:
         return [self.one(tool).decision for _ in range(times)]
 
     def one(self, tool: str = "search") -> Verdict:
         return self.session.one(tool)
+
+    def starts(self, tool: str = "search") -> Ending:
+        """A call that is forwarded. Returns how it will end."""
+        (request,) = self.session.charges(tool)
+        (verdict,) = self.store.decide([request], self.session.journal)
+        assert verdict.forwards
+        assert verdict.row_id is not None
+        return Ending(verdict.row_id, request.plan, failed=False)
+
+    def stops(self, *calls: Ending, failed: bool = False) -> None:
+        """The server answers calls."""
+        self.store.settle([call._replace(failed=failed) for call in calls])
 
     def ends(self, verdict: Verdict, outcome: str = "ok") -> None:
         assert verdict.row_id is not None
@@ -186,3 +172,10 @@ class Place(Caller):
 
     def outcomes(self) -> list[object]:
         return [record.get("outcome") for record in self.records()]
+
+
+def in_outage(mode: str = "local", policy: str = LIMIT_3, **options: Any) -> Place:
+    """A wrapper whose store has failed."""
+    place = Place(mode, policy, **options)
+    place.break_down()
+    return place

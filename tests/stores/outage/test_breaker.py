@@ -48,9 +48,7 @@ def test_only_the_first_failure_of_each_outage_is_told(breaker: CircuitBreaker) 
         breaker.begin_probe()
 
 
-def test_an_attempt_to_connect_that_takes_too_long_goes_on_as_a_probe_and_its_failure_is_told_once(
-    breaker: CircuitBreaker,
-) -> None:
+def test_an_attempt_to_connect_that_takes_long_goes_on_as_a_probe_and_its_failure_is_told_once(breaker: CircuitBreaker) -> None:
     breaker.begin_probe()
     assert (breaker.state, breaker.failure) == ("half-open", NOT_IN_TIME)
     assert breaker.trip(GONE)

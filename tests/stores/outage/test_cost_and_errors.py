@@ -6,24 +6,12 @@ import pytest
 
 from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.memory import Memory
-from mcpguard.stores.outage.log import Bounds
 from tests.build import START_US
-from tests.stores.outage.moody import LIMIT_3, Place
+from tests.stores.outage.moody import Place, in_outage
 
-COST_10 = """
-[[rule]]
-user = "*"
-count = "cost"
-limit = "10/1h"
-
-[[cost]]
-tool = "report"
-cost = 4
-
-[[cost]]
-tool = "everything"
-cost = 11
-"""
+COST_10 = '[[rule]]\nuser = "*"\ncount = "cost"\nlimit = "10/1h"\n' + "".join(
+    f'[[cost]]\ntool = "{tool}"\ncost = {cost}\n' for tool, cost in (("report", 4), ("everything", 11))
+)
 ERRORS_2 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "2/1h"\n'
 
 
@@ -46,12 +34,8 @@ def used(place: Place) -> dict[str, int]:
     return {counts: sum(place.memory.states.get(key, ())[2::2]) for counts, key in held}
 
 
-# cost
-
-
 def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leaves_the_window() -> None:
-    place = Place(policy=COST_10)
-    place.break_down()
+    place = in_outage(policy=COST_10)
     verdict = place.one("report")
     assert (verdict.decision, verdict.cost, verdict.count, verdict.remaining) == ("allowed", 4, 4, 6)
     place.time.pass_s(600)
@@ -65,9 +49,6 @@ def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leav
         place.time.now_us = START_US + at_us
         held.append(place.used())
     assert held == [[10], [6], [6], []]
-
-
-# errors
 
 
 def test_errors_before_and_during_an_outage_close_the_tool_for_an_exact_time() -> None:
@@ -156,41 +137,11 @@ def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_tha
     assert used(place)["errors"] == 1
 
 
-def test_errors_of_one_outage_count_in_the_next_even_if_the_store_has_not_read_them() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    fails(place, 2)
-    place.mend()
-    place.unread.update(place.memory.states)
-    place.break_down()
-    assert refusal(place)[0] == "failing"
-
-
-def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied() -> None:
-    place = Place(policy=ERRORS_2, bounds=Bounds(counters=2))
-    place.break_down()
-    for tool in "ab":
-        fails(place, 1, tool)
-    assert [place.one(tool).decision for tool in "abc"] == ["allowed", "allowed", "unavailable"]
-
-
-def test_an_observed_limit_on_errors_that_cannot_be_counted_denies_nothing_and_the_others_are_counted() -> None:
-    place = Place(policy=LIMIT_3 + ERRORS_2.replace("count", 'mode = "observe"\ncount'))
-    fails(place)
-    place.forgotten.update(key for key, counter in place.memory.counters.items() if '"errors"' in counter.label)
-    place.break_down()
-    assert place.call(3) == ["allowed", "allowed", "rate_limited"]
-
-
-# on disk
-
-
 BOTH = COST_10 + ERRORS_2
 
 
 def test_costs_and_errors_are_on_disk_before_the_client_gets_the_answer(tmp_path: Path) -> None:
-    place = Place(policy=BOTH, folder=tmp_path)
-    place.break_down()
+    place = in_outage(policy=BOTH, folder=tmp_path)
     place.call(1)
     place.stops(place.starts("report"), failed=True)
     place.kill()

@@ -5,13 +5,11 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.outage.log import Bounds
 from tests.build import START_US
-from tests.stores.outage.moody import LIMIT_3, Place
+from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
-ERRORS_3 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "3/1h"\n'
-CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 MODES = ["local", "deny", "allow"]
 
 
@@ -25,8 +23,7 @@ def ids(place: Place, tool: str) -> list[int]:
 
 
 def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_is_denied() -> None:
-    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n', bounds=Bounds(counters=10))
-    place.break_down()
+    place = in_outage(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n', bounds=Bounds(counters=10))
     assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
     assert place.one("tool 0").decision == "rate_limited"
     place.time.pass_s(60)
@@ -36,8 +33,7 @@ def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_
 
 
 def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_window() -> None:
-    place = Place(policy=EACH_TOOL_5, bounds=Bounds(counters=1))
-    place.break_down()
+    place = in_outage(policy=EACH_TOOL_5, bounds=Bounds(counters=1))
     place.call(1, "echo")
     place.time.pass_s(1800)
     place.call(2, "echo")
@@ -86,8 +82,7 @@ def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_
 
 
 def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_the_counter_since() -> None:
-    place = Place(policy=EACH_TOOL_5)
-    place.break_down()
+    place = in_outage(policy=EACH_TOOL_5)
     place.call(3, "echo")
     place.mend()
     place.call(2, "echo")
@@ -96,21 +91,8 @@ def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_th
     assert place.call(1, "echo") == ["unavailable"]
 
 
-def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
-    place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
-    assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
-    (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    for counter in echo:
-        place.memory.states.setdefault(counter.id, ())
-        place.memory.counters[counter.id] = counter
-    place.time.pass_s(60)
-    place.break_down()
-    assert place.call(1, "echo") == ["allowed"]
-
-
 def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_next() -> None:
-    place = Place(policy=EACH_TOOL_5)
-    place.break_down()
+    place = in_outage(policy=EACH_TOOL_5)
     place.call(5, "echo")
     place.mend()
     for key in place.memory.states:
@@ -128,33 +110,18 @@ def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one
     assert place.call(1, "c") + place.call(1, "d") + place.call(1, "e") == ["allowed"] * 2 + ["unavailable"]
 
 
-OBSERVED_2 = '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n'
-
-
 def test_an_observed_limit_that_cannot_be_counted_denies_nothing_and_is_not_counted_from_zero() -> None:
-    place = Place(policy=LIMIT_3.replace("3/1h", "5/1h") + OBSERVED_2)
+    place = Place(policy=EACH_USER_5 + '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
     place.call(2, "echo")
     place.forgotten.update(key for key, counter in place.memory.counters.items() if '"tool"' in counter.label)
     place.break_down()
     assert place.call(4, "echo") == ["allowed"] * 3 + ["rate_limited"]
 
 
-def test_an_observed_limit_without_room_is_not_charged_afterwards() -> None:
-    place = Place(policy=OBSERVED_2)
-    place.break_down()
-    assert place.call(4) == ["allowed"] * 2 + ["would_deny"] * 2
-    place.mend()
-    assert place.used() == [2]
-
-
-# a call that cannot be recorded is not forwarded
-
-
 @pytest.mark.parametrize("how", ["", "is a free retry", "may be held"])
 @pytest.mark.parametrize("policy", [LIMIT_3, UNLIMITED, '[[rule]]\ntool = "*"\nlimit = "unlimited"\n', "mode = 'observe'"])
 def test_with_deny_no_call_is_forwarded_whatever_limits_it(policy: str, how: str) -> None:
-    place = Place("deny", policy)
-    place.break_down()
+    place = in_outage("deny", policy)
     (request,) = place.session.charges("search")
     if how == "is a free retry":
         request.continue_as(1)
@@ -176,16 +143,14 @@ def test_a_call_that_needs_the_store_is_told_why_it_cannot_be_used(hint: str, to
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_closed_tool_is_refused_in_every_mode(mode: str) -> None:
-    place = Place(mode, CLOSED)
-    place.break_down()
+    place = in_outage(mode, '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
     assert place.call(1, "drop") == ["denied"]
 
 
 @pytest.mark.parametrize("mode", ["local", "allow"])
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(mode: str, rounds: int) -> None:
-    place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n', bounds=Bounds(rows=5))
-    place.break_down()
+    place = in_outage(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n', bounds=Bounds(rows=5))
     requests = place.session.charges("search", 7)
     for request in requests:
         if rounds:
@@ -199,8 +164,7 @@ def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(mode: str
 
 
 def test_rows_of_denials_are_dropped_before_rows_of_forwarded_calls_and_their_number_is_reported() -> None:
-    place = Place("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n', bounds=Bounds(rows=10))
-    place.break_down()
+    place = in_outage("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n', bounds=Bounds(rows=10))
     for at in range(8):
         place.call(1, f"open {at}")
         place.call(1, f"closed {2 * at}")

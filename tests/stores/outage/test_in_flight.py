@@ -8,12 +8,10 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.session.verdict import NO_LIMITS
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.log import Bounds
-from tests.stores.outage.moody import Place
+from tests.stores.conftest import raising
+from tests.stores.outage.moody import Place, in_outage
 
 CAP_2 = '[[rule]]\nuser = "*"\nconcurrent = 2\n'
-MANY = '[[rule]]\nuser = "*"\nlimit = "100/1h"\nconcurrent = 2\n'
-WAITS = '[[rule]]\nuser = "*"\nconcurrent = 1\nwait = "5s"\n'
-OBSERVED_1 = CAP_2 + '[[rule]]\ntool = "*"\nmode = "observe"\nconcurrent = 1\n'
 
 
 def refused(place: Place, tool: str = "search") -> str | None:
@@ -48,21 +46,6 @@ def test_a_call_that_was_decided_without_its_limits_has_no_place() -> None:
     assert len(places(place)) == 1
 
 
-# in an outage
-
-
-def test_calls_that_the_store_admitted_and_calls_of_the_outage_are_counted_together_and_by_each_other() -> None:
-    place = Place(policy=CAP_2)
-    before = place.starts()
-    place.break_down()
-    verdicts = place.session.call("search", 2)
-    assert [(one.decision, one.in_flight) for one in verdicts] == [("allowed", 2), ("rate_limited", 2)]
-    assert verdicts[1].reason == "concurrent"
-    place.stops(before)
-    assert place.one().in_flight == 2
-    assert refused(place) == "concurrent"
-
-
 def test_calls_in_flight_of_other_wrappers_are_not_counted() -> None:
     other = Place(policy=CAP_2)
     for _ in range(2):
@@ -76,8 +59,7 @@ def test_calls_in_flight_of_other_wrappers_are_not_counted() -> None:
 
 
 def test_a_refused_call_with_room_within_its_wait_is_held_and_not_charged() -> None:
-    place = Place(policy=WAITS)
-    place.break_down()
+    place = in_outage(policy='[[rule]]\nuser = "*"\nconcurrent = 1\nwait = "5s"\n')
     first = place.starts()
     (request,) = place.session.charges("search")
     request.waited_us = 0
@@ -93,17 +75,16 @@ def test_a_refused_call_with_room_within_its_wait_is_held_and_not_charged() -> N
     assert len(places(place)) == 1
 
 
-@pytest.mark.parametrize(("mode", "second"), [("local", "rate_limited"), ("allow", "continued")])
-def test_a_free_retry_in_an_outage_needs_a_place_only_with_local(mode: str, second: str) -> None:
-    place = Place(mode, '[[rule]]\nuser = "*"\nconcurrent = 1\n')
-    place.break_down()
-    decisions = []
-    for request in place.session.charges("search", 2):
+@pytest.mark.parametrize(("mode", "second", "held"), [("local", "rate_limited", 1), ("allow", "continued", 0)])
+def test_a_free_retry_in_an_outage_needs_a_place_only_with_local(mode: str, second: str, held: int) -> None:
+    place = in_outage(mode, '[[rule]]\nuser = "*"\nconcurrent = 1\n')
+    requests = place.session.charges("search", 2)
+    for request in requests:
         request.rounds = 1
-        decisions += [one.decision for one in place.store.decide([request], place.session.journal)]
+    decisions = [place.store.decide([request], place.session.journal)[0].decision for request in requests]
     assert decisions == ["continued", second]
     place.mend()
-    assert len(places(place)) == (1 if mode == "local" else 0)
+    assert len(places(place)) == held
 
 
 def test_with_allow_calls_of_an_outage_need_no_place_and_get_none_afterwards() -> None:
@@ -120,7 +101,7 @@ def test_with_allow_calls_of_an_outage_need_no_place_and_get_none_afterwards() -
 
 
 def test_a_cap_that_only_reports_has_no_place_for_a_call_without_room() -> None:
-    place = Place(policy=OBSERVED_1)
+    place = Place(policy=CAP_2 + '[[rule]]\ntool = "*"\nmode = "observe"\nconcurrent = 1\n')
     calls = [place.starts()]
     place.break_down()
     calls.append(place.starts())
@@ -133,12 +114,8 @@ def test_a_cap_that_only_reports_has_no_place_for_a_call_without_room() -> None:
 
 
 def test_calls_in_flight_need_no_room_for_the_log_of_a_counter() -> None:
-    place = Place(policy='[[rule]]\ntool = "*"\nconcurrent = 1\n', bounds=Bounds(counters=0))
-    place.break_down()
+    place = in_outage(policy='[[rule]]\ntool = "*"\nconcurrent = 1\n', bounds=Bounds(counters=0))
     assert [place.one(tool).decision for tool in "abca"] == ["allowed"] * 3 + ["rate_limited"]
-
-
-# when the store is back
 
 
 @pytest.mark.parametrize("mode", ["local", "deny"])
@@ -165,10 +142,9 @@ def test_calls_admitted_without_the_store_are_held_under_negative_ids_that_diffe
         place.mend()
     assert len(set(places(one))) == 6
     assert all(-(2**53) <= place_id < 0 for place_id in places(one))
-    one.stops(*calls[0])
-    assert len(places(one)) == 3
-    other.stops(*calls[1])
-    assert places(one) == []
+    for place, some, left in ((one, calls[0], 3), (other, calls[1], 0)):
+        place.stops(*some)
+        assert len(places(one)) == left
 
 
 def test_a_call_has_a_place_at_any_time_while_the_store_takes_over() -> None:
@@ -202,16 +178,11 @@ def test_a_store_that_the_calls_in_flight_do_not_reach_is_not_used_until_they_do
     assert places(place) == []
 
 
-def no_reply() -> None:
-    raise StoreUnavailable("no reply")
-
-
 def test_a_call_that_was_held_without_a_reply_has_one_place() -> None:
-    place = Place(policy=CAP_2)
-    place.break_down()
+    place = in_outage(policy=CAP_2)
     call = place.starts()
     place.failing.clear()
-    place.after["give_places"] = no_reply
+    place.after["give_places"] = raising(StoreUnavailable("no reply"))
     place.probe()
     assert place.store._store is None
     place.mend()
@@ -229,55 +200,20 @@ def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call
     place.starts()
     place.failing.clear()
     place.before["give_places"] = lambda: place.time.pass_s(20)
-    told: list[str] = []
-    place.before["settle"] = lambda: told.append("settle")
+    place.asked.clear()
     place.probe()
-    assert (place.store._store, told) == (None, [])
+    assert place.store._store is None
+    assert "settle" not in dict(place.asked)
     place.mend()
-    assert (told, len(places(place))) == (["settle"], 2)
-
-
-# a store that fails when a call ends
-
-
-@pytest.mark.parametrize("mode", ["local", "deny", "allow"])
-def test_a_call_that_ends_as_the_store_fails_has_no_place_when_it_is_back(mode: str) -> None:
-    place = Place(mode, CAP_2)
-    first, second = place.starts(), place.starts()
-    place.fail("settle", "open")
-    place.stops(first)
-    assert "it is gone" in place.said[0]
+    assert "settle" in dict(place.asked)
     assert len(places(place)) == 2
-    place.mend()
-    assert len(places(place)) == 1
-    place.stops(second)
-    assert places(place) == []
 
 
 def test_a_call_may_end_after_the_session(tmp_path: Path) -> None:
-    place = Place(policy=MANY, folder=tmp_path)
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "100/1h"\nconcurrent = 2\n', folder=tmp_path)
     call = place.starts()
     place.store.close()
     place.stops(call, failed=True)
-
-
-# a store that comes back without its data
-
-
-def test_a_store_that_comes_back_without_its_data_holds_all_calls_in_flight() -> None:
-    place = Place(policy=CAP_2)
-    before, ended = place.starts(), place.starts()
-    place.break_down()
-    place.stops(ended)
-    during = place.starts()
-    place.memory = Memory()
-    place.mend()
-    assert len(places(place)) == 2
-    assert refused(place) == "concurrent"
-    place.stops(before)
-    after = place.starts()
-    place.stops(during, after)
-    assert places(place) == []
 
 
 def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:
@@ -311,20 +247,6 @@ def test_a_server_that_lost_its_data_between_two_calls_holds_the_calls_in_flight
     assert place.said == []
 
 
-def test_calls_that_a_server_without_its_data_does_not_take_are_held_when_it_is_back() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 3\n')
-    calls = [place.starts()]
-    place.lose_data()
-    place.fail("give_places", "open")
-    calls += [place.starts(), place.starts()]
-    assert "it is gone" in place.said[0]
-    assert refused(place) == "concurrent"
-    place.mend()
-    assert len(places(place)) == 3
-    place.stops(*calls)
-    assert places(place) == []
-
-
 def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_row_id() -> None:
     place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 2\n[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "5/1h"\n')
     old = place.starts()
@@ -335,27 +257,4 @@ def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_ro
     place.stops(old, failed=True)
     assert places(place) == [1]
     place.stops(new)
-    assert places(place) == []
-
-
-def test_calls_that_begin_and_end_without_the_store_leave_it_nothing_to_free() -> None:
-    place = Place(policy=CAP_2)
-    place.break_down()
-    for _ in range(3):
-        place.stops(place.starts())
-    place.failing.clear()
-    place.fail("settle", "give_places")  # the store is asked for neither
-    place.probe()
-    assert place.store._store is not None
-
-
-@pytest.mark.parametrize("as_it_fails", [False, True], ids=["later", "at that moment"])
-def test_a_call_of_an_earlier_outage_that_ends_in_the_next_one_gives_its_place_back(*, as_it_fails: bool) -> None:
-    place = Place(policy=CAP_2)
-    place.break_down()
-    call = place.starts()
-    place.mend()
-    place.fail("settle", "open") if as_it_fails else place.break_down()
-    place.stops(call)
-    place.mend()
     assert places(place) == []

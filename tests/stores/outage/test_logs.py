@@ -16,7 +16,9 @@ from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
 from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
-from tests.stores.outage.moody import LIMIT_3, Moody, Place
+from tests.stores.conftest import before_each, broken, open_descriptors, raising
+from tests.stores.outage import moody
+from tests.stores.outage.moody import LIMIT_3, Killed, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
@@ -35,18 +37,9 @@ def log_of(*texts: str) -> bytes:
     return START.checksum + pack(START, texts)[0]
 
 
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
 def in_outage(folder: Path, calls: int = 0, policy: str = MIXED, **options: Any) -> Place:
     """A wrapper in an outage, after some calls."""
-    place = Place(policy=policy, folder=folder, **options)
-    place.break_down()
+    place = moody.in_outage(policy=policy, folder=folder, **options)
     place.call(calls)
     return place
 
@@ -78,9 +71,7 @@ def look_again(place: Place) -> None:
 
 @pytest.mark.posix
 @pytest.mark.parametrize("end", [lambda place: place.store.close(), Place.kill], ids=["ends", "is killed"])
-def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_in_by_the_next(
-    tmp_path: Path, end: Callable[[Place], None]
-) -> None:
+def test_what_a_wrapper_has_done_in_an_outage_is_taken_in_by_the_next(tmp_path: Path, end: Callable[[Place], None]) -> None:
     place = in_outage(tmp_path)
     first = place.one()
     assert place.call(1, "drop") == ["denied"]
@@ -99,52 +90,29 @@ def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_
     assert not after.store.needs_tending
 
 
-def test_no_row_is_lost_after_a_write_that_a_full_disk_has_cut_and_that_could_not_be_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+def test_no_row_is_lost_after_a_write_that_was_cut_and_not_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path, 1)
     write = os.write
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
-        patched.setattr(os, "ftruncate", refuse)
-        place.call()
+
+    def cut() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+            place.call()
+
+    with broken(os, "ftruncate", errno.ENOSPC):
+        cut()
     place.probe()  # the file takes what waits
     place.call()
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
-        place.call()
+    cut()
     place.kill()
-    after = successor(place, tmp_path)
-    assert [record["seq"] for record in after.records()] == [1, 2, 3]
+    assert [record["seq"] for record in successor(place, tmp_path).records()] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("has_folder", "told"),
-    [
-        (True, "3 audit rows kept on disk for the next wrapper that reaches the store"),
-        (False, "3 audit rows lost: no store and no file on disk could take all of them"),
-    ],
-)
-def test_closing_reports_how_many_rows_are_kept_or_lost(tmp_path: Path, has_folder: bool, told: str) -> None:
-    place = Place(folder=tmp_path if has_folder else None)
-    place.break_down()
+def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
+    place = moody.in_outage()
     place.call(3)
     place.store.close()
-    assert place.said[-1] == told
-
-
-def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.ends(place.one())
-    assert len(left(tmp_path)) == 1
-    place.mend()
-    place.store.tend()
-    assert left(tmp_path) == []
-    after = successor(place, tmp_path)
-    assert (after.used(), after.outcomes()) == ([1], ["ok"])
+    assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
 
 
 def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_running_ones(tmp_path: Path) -> None:
@@ -188,23 +156,14 @@ def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_pat
 # exactly once
 
 
-class Killed(BaseException):
-    """The process is killed here."""
-
-
 class Steps:
     """Counts what is written to the store and to outage logs, and kills the process at one moment: before or after a step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: float = float("inf")
-        for owner, name in (
-            (OutageLog, "flush"),
-            (OutageLog, "remove"),
-            (Moody, "adopt"),
-            (Moody, "append"),
-            (Moody, "record"),
-        ):
-            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+        for owner, names in ((OutageLog, ("flush", "remove")), (Moody, ("adopt", "append", "record"))):
+            for name in names:
+                monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
 
     def _counted(self, do: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **more: Any) -> Any:
@@ -223,7 +182,7 @@ class Steps:
 
 
 @pytest.mark.parametrize("is_other", [False, True], ids=["itself", "for another"])
-def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_write_back(
+def test_a_kill_in_write_back_loses_and_doubles_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: bool
 ) -> None:
     steps = Steps(monkeypatch)
@@ -263,20 +222,11 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
 
 def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path, 2)
-    assert left(tmp_path)
-    held: list[bool] = []
-    remove = OutageLog.remove
-
-    def noted(self: OutageLog) -> None:
-        held.append(place.store._lock.locked())
-        remove(self)
-
-    monkeypatch.setattr(OutageLog, "remove", noted)
+    held = before_each(monkeypatch, OutageLog, "remove", place.store._lock.locked)
     place.mend()
     while place.store.needs_tending:
         place.store.tend()
-    assert left(tmp_path) == []
-    assert held == [False]
+    assert (left(tmp_path), held) == ([], [False])
 
 
 def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,18 +247,11 @@ def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_s
         gone.ends(gone.one())
     gone.kill()
     after = another(gone, tmp_path)
-
-    def lose_the_reply() -> None:
-        raise StoreUnavailable("no reply")
-
-    after.after["append"] = lose_the_reply
+    after.after["append"] = raising(StoreUnavailable("no reply"))
     after.store.tend()
     assert (len(after.records()), len(left(tmp_path))) == (3, 1)
     look_again(after)
     assert (after.used(), after.outcomes(), left(tmp_path)) == ([3], ["ok"] * 3, [])
-
-
-# time
 
 
 def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_them_in(tmp_path: Path) -> None:
@@ -322,9 +265,7 @@ def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_t
 
 
 @pytest.mark.parametrize(("passed_s", "used"), [(1800, [3]), (3599, [3]), (3600, []), (-1800, [3])])
-def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions_are(
-    tmp_path: Path, passed_s: int, used: list[int]
-) -> None:
+def test_after_a_reboot_wall_clock_time_tells_how_old_admissions_are(tmp_path: Path, passed_s: int, used: list[int]) -> None:
     place = killed(tmp_path, 3, policy=LIMIT_3)
     place.wall.pass_s(passed_s)
     place.time.now_us = 5_000_000_000
@@ -348,9 +289,8 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
     place = Place(policy=MIXED, folder=tmp_path)
     old = place.one()
     place.break_down()
-    new = place.one()
     place.ends(old, "tool_error")
-    place.ends(new)
+    place.ends(place.one())
     place.kill()
     after = Place(policy=MIXED, folder=tmp_path, session="00000000000000bb")
     after.call(1)
@@ -361,12 +301,7 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
 
 def test_a_server_that_loses_its_data_while_it_gets_a_log_gets_no_hashes_with_its_old_key(tmp_path: Path) -> None:
     after = another(killed(tmp_path, 6), tmp_path, bounds=Bounds(batch=2))
-
-    def lose_data() -> None:
-        after.memory = Memory()
-        after.opened[-1]._memory, after.opened[-1].args_key = after.memory, after.memory.args_key
-
-    after.after["append"] = lose_data
+    after.after["append"] = after.lose_data
     after.store.tend()
     look_again(after)
     assert ["args_hash" in record for record in after.records()] == [False] * 6
@@ -404,25 +339,17 @@ def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_th
 # disks
 
 
-def full(*_: object) -> None:
-    raise OSError(28, "No space left on device")
+def test_without_room_on_disk_all_is_kept_in_memory_and_written_back(tmp_path: Path) -> None:
+    with broken(os, "write", errno.ENOSPC):
+        place = in_outage(tmp_path)
+        assert place.call(3) == ["allowed"] * 3
+        place.mend()
+    assert (place.used(), len(place.records()), left(tmp_path)) == ([3], 3, [])
 
 
-def test_without_room_on_disk_everything_is_kept_in_memory_and_written_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "write", full)
-    place = in_outage(tmp_path)
-    assert place.call(3) == ["allowed"] * 3
-    place.mend()
-    assert (place.used(), len(place.records())) == ([3], 3)
-    assert left(tmp_path) == []
-
-
-def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_on_a_full_disk_reports_how_many_rows_are_kept_and_lost(tmp_path: Path) -> None:
     place = in_outage(tmp_path, 2)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+    with broken(os, "write", errno.ENOSPC):
         place.call(3)
         place.store.close()
     assert place.said[-2:] == [
@@ -433,31 +360,21 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, m
     assert (after.used(), len(after.records())) == ([2], 2)
 
 
-def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_tried(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(fd: int) -> bool:
-        opened.append(fd)
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    opened: list[int] = []
-    monkeypatch.setattr(locks, "try_lock", refuse)
+def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_tried(tmp_path: Path) -> None:
     folder = OutageFolder(tmp_path, "db-outage-")
-    for _ in range(2):
-        with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
-            folder.create()
+    before = open_descriptors()
+    with broken(locks, "try_lock", errno.ENOLCK):
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+                folder.create()
     assert left(tmp_path) == []
-    assert len(opened) == 2
-    assert not any(map(is_open, opened))
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize("before", [0, 1])
-def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
-) -> None:
+def test_what_a_full_disk_did_not_take_is_written_when_it_has_room(tmp_path: Path, before: int) -> None:
     place = in_outage(tmp_path, before)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
+    with broken(os, "write", errno.ENOSPC):
         place.call(2)
     place.store.tend()
     place.kill()
@@ -465,16 +382,9 @@ def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
     assert (after.used(), len(after.records())) == ([before + 2], before + 2)
 
 
-def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def is_killed(*_: object) -> None:
-        raise Killed
-
+def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(tmp_path: Path) -> None:
     place = in_outage(tmp_path, 2)
-    monkeypatch.setattr(os, "write", full)
-    monkeypatch.setattr(Moody, "append", is_killed)
-    with pytest.raises(Killed):
+    with broken(os, "write", errno.ENOSPC), broken(Moody, "append", Killed()), pytest.raises(Killed):
         place.mend()
     assert left(tmp_path) == []
 
@@ -501,15 +411,13 @@ def test_no_file_is_made_beside_too_many_others(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "db-outage-0"
-    path.write_bytes(content)
+    (tmp_path / "db-outage-0").write_bytes(content)
     place = Place(folder=tmp_path)
     for _ in range(3):
-        place.store.tend()
-        place.time.now_us += LOOK_EVERY_US
-    assert path.read_bytes().startswith(content)
-    assert len(place.said) == 1
-    assert "cannot be taken in and is left as it is" in place.said[0]
+        look_again(place)
+    assert (tmp_path / "db-outage-0").read_bytes().startswith(content)
+    (line,) = place.said
+    assert "cannot be taken in and is left as it is" in line
     assert not place.store.needs_tending
     assert place.call(1) == ["allowed"]
 
@@ -570,7 +478,7 @@ def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path) -
         after.time.pass_ms(100)
         after.before["append"] = slow
 
-    after.before["append"] = slow
+    slow()
     rounds = 0
     while after.store.needs_tending:
         after.store.tend()

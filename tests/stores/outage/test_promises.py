@@ -1,5 +1,8 @@
 """What holds whenever the store of a wrapper fails and comes back."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from hypothesis import assume, settings
 from hypothesis import strategies as st
@@ -20,26 +23,12 @@ from tests.stores.outage.moody import OPERATIONS, Place
 
 CALLS, UNITS, ERRORS, IN_FLIGHT, WINDOW_US = 6, 20, 2, 3, 60_000_000
 COSTS = {"cheap": 1, "dear": 6}
-POLICY = f"""
-[[rule]]
-user = "*"
-limit = "{CALLS}/1m"
-concurrent = {IN_FLIGHT}
-
-[[rule]]
-user = "*"
-count = "cost"
-limit = "{UNITS}/1m"
-
-[[rule]]
-user = "*"
-count = "errors"
-limit = "{ERRORS}/1m"
-
-[[cost]]
-tool = "dear"
-cost = {COSTS["dear"]}
-"""
+POLICY = (
+    f'[[rule]]\nuser = "*"\nlimit = "{CALLS}/1m"\nconcurrent = {IN_FLIGHT}\n'
+    f'[[rule]]\nuser = "*"\ncount = "cost"\nlimit = "{UNITS}/1m"\n'
+    f'[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "{ERRORS}/1m"\n'
+    f'[[cost]]\ntool = "dear"\ncost = {COSTS["dear"]}\n'
+)
 
 
 class Outages(RuleBasedStateMachine):
@@ -132,34 +121,25 @@ class Outages(RuleBasedStateMachine):
             assert sum(self.costs) <= UNITS
 
 
-def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_it_is_back() -> None:
-    run_state_machine_as_test(Outages, settings=settings(max_examples=60, stateful_step_count=40))
-
-
-class InManyBatches(Outages):
-    bounds = Bounds(batch=1)
-
-
-def test_the_same_holds_if_the_log_is_read_in_many_batches() -> None:
-    run_state_machine_as_test(InManyBatches, settings=settings(max_examples=30, stateful_step_count=40))
+@pytest.mark.parametrize(("bounds", "examples"), [(Bounds(), 60), (Bounds(batch=1), 30)], ids=["at once", "in many batches"])
+def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, bounds: Bounds, examples: int
+) -> None:
+    monkeypatch.setattr(Outages, "bounds", bounds)
+    run_state_machine_as_test(Outages, settings=settings(max_examples=examples, stateful_step_count=40))
 
 
 def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 2\n')
     used: list[tuple[str, bool]] = []
 
-    def watch(name: str) -> None:
-        use = getattr(place.opened[0], name)
-
-        def watched(*args: object) -> object:
-            used.append((name, place.store._lock.locked()))
-            return use(*args)
-
-        monkeypatch.setattr(place.opened[0], name, watched)
+    def watched(name: str, use: Callable[..., object], *args: object) -> object:
+        used.append((name, place.store._lock.locked()))
+        return use(*args)
 
     names = ["decide", "settle", "record", "append", "take_notes", "catch_up", "close"]
     for name in names:
-        watch(name)
+        monkeypatch.setattr(place.opened[0], name, partial(watched, name, getattr(place.opened[0], name)))
     place.stops(place.starts())
     place.store.record([])
     place.store.append([])

@@ -1,20 +1,16 @@
 """Write-back after an outage: nothing is lost, and nothing of one store reaches another."""
 
 import threading
-from collections.abc import Sequence
 
 import pytest
 
-from mcpguard.limiter.plan import Counter
-from mcpguard.limiter.sliding import State
-from mcpguard.session.audit import Row
 from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.outage import store as outage_store
-from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds
 from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
-from tests.stores.outage.moody import LIMIT_3, Moody, Place
+from tests.stores.conftest import broken
+from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 
 BATCH = Bounds().batch
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
@@ -40,32 +36,14 @@ def test_outcomes_of_an_outage_are_joined_to_the_right_rows_whenever_they_come(m
     assert not place.store.needs_tending
 
 
-def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    place = Place("deny")
-    place.break_down()
+def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one() -> None:
+    place = in_outage("deny")
     assert place.call() == ["unavailable"]
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
+    with broken(threading.Thread, "start", RuntimeError("can't start new thread")):
         place.probe()
     assert place.store._store is None
     place.mend()
     assert place.call() == ["allowed"]
-
-
-def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:
-    place = Place()
-    first, second = place.one(), place.one()
-    place.fail("record")
-    place.ends(first)
-    assert place.store.needs_tending
-    place.mend()
-    place.ends(second)
-    place.store.tend()
-    assert place.outcomes() == ["ok", "ok"]
-    assert not place.store.needs_tending
 
 
 def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() -> None:
@@ -87,8 +65,7 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() ->
 
 @pytest.mark.parametrize("failing", ["adopt", "append"])
 def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) -> None:
-    place = Place(policy=MANY)
-    place.break_down()
+    place = in_outage(policy=MANY)
     verdicts = [place.one() for _ in range(3 * BATCH)]
     place.fail(failing)
     place.probe()
@@ -104,8 +81,7 @@ def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) 
 
 
 def test_calls_are_decided_locally_during_write_back_and_their_rows_come_last() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "300/1h"\n')
-    place.break_down()
+    place = in_outage(policy='[[rule]]\nuser = "*"\nlimit = "300/1h"\n')
     place.call(2 * BATCH)
     during: list[str] = []
     place.before["append"] = lambda: during.extend(place.call(2 * BATCH))
@@ -117,8 +93,7 @@ def test_calls_are_decided_locally_during_write_back_and_their_rows_come_last() 
 
 
 def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written() -> None:
-    place = Place(policy=UNLIMITED)
-    place.break_down()
+    place = in_outage(policy=UNLIMITED)
     place.call(2 * BATCH)
 
     def flood() -> None:
@@ -134,8 +109,7 @@ def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written() ->
 
 
 def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call_waits() -> None:
-    place = Place()
-    place.break_down()
+    place = in_outage()
     place.call(2)
     place.before["adopt"] = lambda: place.time.pass_s(20)
     place.failing.clear()
@@ -145,9 +119,8 @@ def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call
     assert (place.used(), len(place.records())) == ([2], 2)
 
 
-def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', bounds=Bounds(batch=1))
-    place.break_down()
+def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write() -> None:
+    place = in_outage(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', bounds=Bounds(batch=1))
     place.call(1)
     place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_s(20))  # the second batch has no row
     place.mend()
@@ -157,8 +130,7 @@ def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(m
 @pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])
 def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_above(n: int, left: list[list[int]]) -> None:
     """Beside a limit of another size, each has its own entries."""
-    place = Place(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n[[rule]]\ntool = "*"\nlimit = "{129 - n}/1h"\n')
-    place.break_down()
+    place = in_outage(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n[[rule]]\ntool = "*"\nlimit = "{129 - n}/1h"\n')
     for _ in range(10):
         place.one()
         place.time.pass_s(1)
@@ -172,41 +144,8 @@ def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_ab
     assert found == left
 
 
-def test_admissions_whose_window_has_passed_are_not_written_back() -> None:
-    place = Place()
-    place.break_down()
-    place.call(3)
-    place.time.pass_s(3601)
-    place.mend()
-    assert place.used() == []
-
-
-def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
-    place = Place("allow")
-    place.break_down()
-    place.call(5)
-    place.mend()
-    assert (place.used(), len(place.records())) == ([], 5)
-
-
-def test_closing_tries_once_more_to_write_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outage_store, "LAST_TRY_S", 30.0)
-    place = Place()
-    place.break_down()
-    during = place.one()
-    place.ends(during)
-    place.failing.clear()
-    place.time.now_us += PROBE_US[0] - 1
-    place.store.tend()
-    assert place.records() == []
-    place.store.close()
-    assert (place.used(), place.outcomes()) == ([1], ["ok"])
-    assert place.opened[-1].closed_by is not None
-
-
 def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
-    place = Place(policy=MANY)
-    place.break_down()
+    place = in_outage(policy=MANY)
     place.call(10 * BATCH)
     place.failing.clear()
     place.before["append"] = lambda: place.time.pass_ms(round(outage_store.LAST_TRY_S * 1000) + 1)
@@ -226,8 +165,7 @@ def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_with_its_new_k
 
 
 def test_an_outcome_of_a_call_in_an_outage_is_not_joined_to_a_row_of_a_later_store() -> None:
-    place = Place()
-    place.break_down()
+    place = in_outage()
     old = place.one()
     place.mend()
     place.lose_data()
@@ -237,42 +175,26 @@ def test_an_outcome_of_a_call_in_an_outage_is_not_joined_to_a_row_of_a_later_sto
 
 
 def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_and_newer_ones_with_another() -> None:
-    place = Place(policy=MANY)
-    told: list[tuple[str, int]] = []
-
-    class Telling(Moody):
-        def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
-            told.append((write_back_id, sum(sum(log[2::2]) for _, log in logs)))
-            super().adopt(logs, write_back_id)
-
-    place.store._reopen = lambda: Telling(place)
-    place.break_down()
+    place = in_outage(policy=MANY)
     place.call(3)
     place.fail("adopt")
     place.probe()
     place.call(2)
     place.mend()
-    (first, one), (again, same), (other, two) = told
+    adopted = [args for name, args in place.asked if name == "adopt"]
+    (first, one), (again, same), (other, two) = [(key, sum(sum(log[2::2]) for _, log in logs)) for logs, key in adopted]
     assert first == again != other
     assert (one, same, two) == (3, 3, 2)
     assert place.used() == [5]
 
 
 def test_long_rows_are_written_a_few_at_a_time_and_one_that_is_too_long_loses_its_arguments() -> None:
-    place = Place(policy=UNLIMITED)
+    place = in_outage(policy=UNLIMITED)
     place.session.keep_arguments("full")
-    place.break_down()
     for size in (BATCH_CHARS // 3, BATCH_CHARS // 3, BATCH_CHARS // 3, 3 * BATCH_CHARS):
         place.session.call("x", arguments={"text": "a" * size})
-    sizes: list[int] = []
-
-    class Sized(Moody):
-        def append(self, rows: Sequence[Row]) -> list[int]:
-            sizes.append(sum(len(row.detail or "") for row in rows))
-            return super().append(rows)
-
-    place.store._reopen = lambda: Sized(place)
     place.mend()
+    sizes = [sum(len(row.detail or "") for row in rows) for name, (rows, *_) in place.asked if name == "append"]
     assert max(sizes) <= BATCH_CHARS
     assert [len(str(record["arguments"])) > 1000 for record in place.records()] == [True, True, True, False]
     assert "too long" in str(place.records()[-1]["arguments"])

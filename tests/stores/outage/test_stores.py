@@ -1,78 +1,60 @@
-"""Outages of a file and of a server: what is counted over them, and what an SQLite store refuses."""
+"""Outages of a file and of a server: what is counted over them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import label_parts
-from mcpguard.stores.api import Store
-from mcpguard.stores.outage.breaker import PROBE_US
-from mcpguard.stores.outage.log import OutageFolder
-from mcpguard.stores.outage.store import OutageStore
+from mcpguard.stores.api import Options, Store
+from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Time, Wrapper
-from tests.stores.outage.conftest import Opens
-from tests.stores.outage.moody import Caller
+from tests.redis_servers import running
+from tests.stores.conftest import around_next, raising
+from tests.stores.outage.moody import Killed, Place
 
-POLICY = """
-[[rule]]
-tool = "*"
-concurrent = 3
-
-[[rule]]
-user = "*"
-count = "errors"
-limit = "4/1h"
-
-[[rule]]
-user = "*"
-count = "cost"
-limit = "100/1h"
-
-[[cost]]
-tool = "search"
-cost = 7
-"""
+Opens = Callable[[], Store]
 
 
-class Guard(Caller):
-    """A wrapper that a test cuts off from its store."""
+@pytest.fixture(params=["file", "server"])
+def opens(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opens]:
+    """Opens a store."""
+    if request.param == "file":
+        yield lambda: SqliteStore(tmp_path / "mcpguard.db")
+    else:
+        with running(tmp_path / "redis") as server:
+            yield lambda: RedisStore(server.address, Options(timeout_ms=5000))
 
-    def __init__(
-        self, opens: Opens, session: str = "00000000000000aa", policy: str = POLICY, folder: OutageFolder | None = None
-    ) -> None:
-        self.is_away = False
-        self.time = Time()
+
+POLICY = (
+    '[[rule]]\ntool = "*"\nconcurrent = 3\n'
+    '[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "4/1h"\n'
+    '[[rule]]\nuser = "*"\ncount = "cost"\nlimit = "100/1h"\n'
+    '[[cost]]\ntool = "search"\ncost = 7\n'
+)
+
+
+class Guard(Place):
+    """A wrapper that a test cuts off from a real store."""
+
+    def __init__(self, opens: Opens, policy: str = POLICY, **options: Any) -> None:
         self._opens = opens
-        self.store = OutageStore(
-            self._open, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=self.time
-        )
-        assert self.store.args_key  # it has been opened
-        self.session = Wrapper(self.store, policy, session=session)
+        super().__init__(policy=policy, **options)
 
-    def _open(self) -> Store:
-        if self.is_away:
-            raise StoreUnavailable("it is away")
+    def open(self) -> Store:  # type: ignore[override]
+        self.reach("open")
         return self._opens()
 
     def cut_off(self) -> None:
-        self.is_away = True
+        self.fail("open")
         with self.store._lock:
-            self.store._fail(StoreUnavailable("it is away"))
+            self.store._fail(self.failing["open"])  # type: ignore[arg-type]
         self.store.tend()  # closes the store that failed
 
-    def comes_back(self) -> None:
-        self.is_away = False
-        self.time.now_us += PROBE_US[1]
-        self.store.tend()
-        assert self.store._store is not None
-
     def refusal(self) -> str | None:
-        verdict = self.session.one("search")
+        verdict = self.one()
         assert not verdict.forwards
         return verdict.reason
 
@@ -83,17 +65,20 @@ def used(opens: Opens) -> dict[str, int]:
 
 
 @pytest.fixture
-def guards(opens: Opens) -> Iterator[tuple[Guard, Guard]]:
-    one, other = Guard(opens), Guard(opens, "00000000000000bb")
-    yield one, other
+def guard(opens: Opens) -> Iterator[Guard]:
+    one = Guard(opens)
+    yield one
     one.store.close()
-    other.store.close()
 
 
-def test_after_an_outage_a_store_has_the_calls_in_flight_the_errors_and_the_cost_of_it(
-    opens: Opens, guards: tuple[Guard, Guard]
-) -> None:
-    guard, other = guards
+@pytest.fixture
+def other(opens: Opens) -> Iterator[Guard]:
+    one = Guard(opens, session="00000000000000bb")
+    yield one
+    one.store.close()
+
+
+def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: Opens, guard: Guard, other: Guard) -> None:
     before, ended = guard.starts(), guard.starts()
     guard.stops(ended, failed=True)
     guard.cut_off()
@@ -101,7 +86,7 @@ def test_after_an_outage_a_store_has_the_calls_in_flight_the_errors_and_the_cost
     assert guard.refusal() == "concurrent"
     guard.stops(during.pop(), failed=True)
     during.append(guard.starts())
-    guard.comes_back()
+    guard.mend()
     assert used(opens) == {"concurrent": 3, "errors": 2, "cost": 5 * 7}
     assert (guard.refusal(), other.refusal()) == ("concurrent", "concurrent")
     guard.stops(before, during[0], failed=True)
@@ -109,15 +94,12 @@ def test_after_an_outage_a_store_has_the_calls_in_flight_the_errors_and_the_cost
     guard.cut_off()
     assert guard.refusal() == "failing"
     guard.stops(during[1], failed=True)
-    guard.comes_back()
+    guard.mend()
     assert used(opens) == {"errors": 5, "cost": 5 * 7}
 
 
 @pytest.mark.parametrize("ends_together", [True, False])
-def test_a_wrapper_that_loses_its_store_knows_the_errors_of_its_own_calls(
-    guards: tuple[Guard, Guard], *, ends_together: bool
-) -> None:
-    guard, _ = guards
+def test_a_wrapper_without_its_store_knows_the_errors_of_its_calls(guard: Guard, *, ends_together: bool) -> None:
     calls = [guard.starts() for _ in range(3)]
     for some in [calls] if ends_together else [[call] for call in calls]:
         guard.stops(*some, failed=True)
@@ -126,20 +108,17 @@ def test_a_wrapper_that_loses_its_store_knows_the_errors_of_its_own_calls(
     assert guard.refusal() == "failing"
 
 
-def test_no_other_wrapper_gets_the_place_of_a_call_whose_wrapper_is_cut_off_for_a_while(
-    opens: Opens, guards: tuple[Guard, Guard]
-) -> None:
-    guard, other = guards
+def test_no_other_wrapper_gets_the_place_of_a_call_of_one_that_is_cut_off(opens: Opens, guard: Guard, other: Guard) -> None:
     calls = [guard.starts() for _ in range(3)]
     for _ in range(3):
         guard.cut_off()
         assert other.refusal() == "concurrent"
-        guard.comes_back()
+        guard.mend()
         assert other.refusal() == "concurrent"
         assert used(opens)["concurrent"] == 3
     guard.cut_off()
     guard.stops(calls[0])
-    guard.comes_back()
+    guard.mend()
     other.starts()
     guard.stops(*calls[1:])
     assert used(opens)["concurrent"] == 1
@@ -156,30 +135,20 @@ def test_a_counter_that_only_refused_calls_have_used_is_counted_from_zero(opens:
     guard.store.close()
 
 
-class Killed(BaseException):
-    """The process is killed here."""
-
-
-def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(tmp_path: Path, opens: Opens) -> None:
-    policy, folder = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n', OutageFolder(tmp_path, "db-outage-")
-    guard = Guard(opens, policy=policy, folder=folder)
+def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
+    tmp_path: Path, opens: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n'
+    guard = Guard(opens, policy, folder=tmp_path)
     kind = type(guard.store._store)
     guard.cut_off()
-    guard.session.call("x", 3)
-    append = kind.append  # type: ignore[union-attr]
-
-    def append_and_die(self: Any, rows: Any) -> None:
-        append(self, rows)
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "append", append_and_die)
-        with pytest.raises(Killed):
-            guard.comes_back()
-    assert guard.store._own_logs.reading is not None
-    guard.store._own_logs.reading.close()  # as the system does when the process is killed
-    after = Guard(opens, "00000000000000bb", policy, folder)
-    assert after.session.decisions("x") == ["allowed"]
+    guard.call(3)
+    around_next(monkeypatch, kind, "append", after=raising(Killed()))
+    with pytest.raises(Killed):
+        guard.mend()
+    guard.kill()
+    after = Guard(opens, policy, folder=tmp_path, session="00000000000000bb")
+    assert after.call() == ["allowed"]
     after.store.tend()
     assert list(tmp_path.glob("db-outage-*")) == []
     with contextlib.closing(opens()) as reader:
@@ -189,74 +158,21 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
     guard.store.close()
 
 
-# a file that cannot be used
-
-
-class OnFile(Guard):
-    """A wrapper with a store in a file, and what it says."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.said: list[str] = []
-        self.time = Time()
-        self.begin()
-
-    def begin(self) -> None:
-        self.store = OutageStore(
-            lambda: SqliteStore(self.path, clock=self.time),
-            mode="local",
-            notify=self.said.append,
-            timeout_ms=30_000,
-            clock=self.time,
-        )
-        self.session = Wrapper(self.store, '[[rule]]\nuser = "*"\nlimit = "3/1h"\n')
-
-    def probe(self) -> None:
-        self.time.now_us += PROBE_US[1]
-        self.store.tend()
-
-
-@pytest.fixture
-def on_file(tmp_path: Path) -> Iterator[OnFile]:
-    guard = OnFile(tmp_path / "state" / "mcpguard.db")
-    yield guard
-    guard.store.close()
-
-
-def test_a_file_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("in the way")
-    guard = OnFile(tmp_path / "state" / "mcpguard.db")
-    assert guard.session.decisions("search", 4) == ["allowed"] * 3 + ["rate_limited"]
-    (tmp_path / "state").unlink()
-    guard.probe()
-    with contextlib.closing(SqliteStore(guard.path, clock=guard.time)) as store:
-        assert [held.used for held in store.held()] == [3]
-    guard.store.close()
-
-
-def test_a_damaged_database_is_reported_and_not_recreated(on_file: OnFile) -> None:
-    on_file.session.call("search")
-    on_file.store.close()
-    for file in on_file.path.parent.glob("mcpguard.db*"):
-        file.write_bytes(b"not a database at all" * 100)
-    on_file.begin()
-    on_file.probe()
-    assert "damaged" in on_file.said[-1]
-    assert on_file.store.needs_tending
-    assert on_file.path.read_bytes().startswith(b"not a database")
-
-
 @pytest.mark.posix
-def test_a_removed_file_is_reported_and_created_again(on_file: OnFile) -> None:
-    on_file.session.call("search", 3)
-    on_file.store.tend()
-    for file in on_file.path.parent.iterdir():
+def test_a_removed_file_is_reported_and_created_again(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "mcpguard.db"
+    guard = Guard(lambda: SqliteStore(path), policy='[[rule]]\nuser = "*"\nlimit = "3/1h"\n')
+    guard.session.call("search", 3)
+    guard.store.tend()
+    for file in path.parent.iterdir():
         file.unlink()
-    on_file.store.tend()
-    assert "was removed or replaced" in on_file.said[-1]
-    assert on_file.session.decisions("search") == ["rate_limited"]
-    on_file.probe()
-    on_file.probe()
-    assert not on_file.store.needs_tending
-    assert on_file.path.stat().st_mode & 0o777 == 0o600
-    assert [line.split(":")[0] for line in on_file.said] == ["store unavailable", "store is back"]
+    guard.store.tend()
+    assert "was removed or replaced" in guard.said[-1]
+    assert guard.session.decisions("search") == ["rate_limited"]
+    guard.mend()
+    while guard.store.needs_tending:
+        guard.time.now_us += 61_000_000
+        guard.store.tend()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [line.split(":")[0] for line in guard.said] == ["store unavailable", "store is back"]
+    guard.store.close()

@@ -13,8 +13,8 @@ from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
 from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
-from tests.redis_servers import wait_for
-from tests.stores.outage.moody import LIMIT_3, Place
+from tests.stores.conftest import broken
+from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 
 ENOUGH_S = 30
 
@@ -107,17 +107,8 @@ def test_the_reason_why_a_store_did_not_open_is_reported_when_it_is_known(door: 
     assert len(door.said) == 2
 
 
-def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> None:
-    assert door.store.args_key == b""
-    door.go_on.set()
-    door.tend_until(lambda: not door.store.needs_tending)
-    assert door.store.args_key == door.memory.args_key
-
-
 @pytest.mark.parametrize("before", range(6))
-def test_a_wrapper_that_started_without_its_store_admits_equal_calls_up_to_the_limit_and_no_more(
-    door: Door, before: int
-) -> None:
+def test_a_wrapper_that_started_without_its_store_admits_equal_calls_up_to_the_limit(door: Door, before: int) -> None:
     policy = '[[rule]]\nuser = "*"\nper = ["arguments"]\nlimit = "5/1h"\n[[rule]]\nuser = "*"\nlimit = "100/1h"\n'
     session = Wrapper(door.store, policy, args_key=lambda: door.store.args_key)
 
@@ -173,44 +164,38 @@ def test_a_wait_for_the_store_has_as_many_steps_as_fit_into_its_timeout_however_
     door.store.close()
 
 
-def test_the_end_of_a_session_waits_for_the_store_in_one_step_that_a_busy_machine_does_not_prolong(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_end_of_a_session_waits_in_one_step_on_a_busy_machine_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Wrapper(door.store, LIMIT_3).decisions("x") == ["allowed"]
-    connector = door.store._connector
-    assert connector
+    assert door.store._connector
     waits_s: list[float] = []
-
-    def wait(seconds: float) -> bool:
-        waits_s.append(seconds)
-        return False
-
-    monkeypatch.setattr(connector._done, "wait", wait)
+    monkeypatch.setattr(door.store._connector._done, "wait", waits_s.append)
     door.store.close()
     assert waits_s == [0.01]  # the time limit of a call, which is shorter than `LAST_TRY_S`
 
 
-def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
+def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
     place = Place()
-    place.break_down()
+    place.fail("take_notes")
+    for _ in range(3):
+        assert place.store.take_notes("default", ["t1"]) == {}
+    assert [name for name, _ in place.asked] == ["take_notes"]
+    assert len(place.said) == 1
+    assert place.call(4) == ["allowed"] * 3 + ["rate_limited"]
+
+
+def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
+    place = in_outage()
     place.call(3)
     assert place.opened[0].closed_by is None
     place.store.tend()
     assert place.opened[0].closed_by is not None
 
 
-def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_by_the_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_store_that_fails_as_it_is_opened_is_closed_by_upkeep_and_not_by_the_call() -> None:
     door = Door(timeout_ms=30_000)
     session = Wrapper(door.store, LIMIT_3)
     session.start()  # it is written when the store opens
-
-    def fail(*_: object) -> None:
-        raise StoreUnavailable("it is full")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MemoryStore, "append", fail)
+    with broken(MemoryStore, "append", StoreUnavailable("it is full")):
         door.go_on.set()
         assert session.decisions("x") == ["allowed"]
     assert "it is full" in door.said[0]
@@ -239,8 +224,7 @@ def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(faili
 
 @pytest.mark.parametrize("failing", ["open", "adopt", "append"])
 def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing: str) -> None:
-    place = Place()
-    place.break_down()
+    place = in_outage()
     place.call(2)
     place.failing = {failing: ZeroDivisionError("a bug")}
     place.probe()
@@ -257,46 +241,12 @@ class TellingLock:
         self.is_waited_for = threading.Event()
 
     def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def acquire(self) -> None:
         if not self._lock.acquire(blocking=False):
             self.is_waited_for.set()
             self._lock.acquire()
 
-    def release(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-    def locked(self) -> bool:
-        return self._lock.locked()
-
-
-def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> None:
-    door = Door(timeout_ms=1000 * ENOUGH_S)
-    lock = TellingLock()
-    door.store._lock = lock  # type: ignore[assignment]
-    session = Wrapper(door.store, LIMIT_3)
-    told: list[object] = []
-    call = threading.Thread(target=lambda: told.append(session.decisions("x")))
-    call.start()
-    wait_for(lock.locked, "the call waits for the store")
-
-    def tend() -> None:
-        door.store.tend()
-        told.append("tended")
-
-    probe = threading.Thread(target=tend)
-    probe.start()
-    assert lock.is_waited_for.wait(ENOUGH_S)
-    door.go_on.set()
-    for thread in (call, probe):
-        thread.join(ENOUGH_S)
-    assert sorted(map(str, told)) == ["['allowed']", "tended"]
-    assert door.used() == [1]
-    door.store.close()
 
 
 def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store_nor_opens_a_second_one() -> None:
@@ -332,7 +282,7 @@ def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store
     go_on.set()
     for thread in (call, probe):
         thread.join(ENOUGH_S)
-    assert (door.opened, door.closed.is_set(), door.said) == (1, False, [])
+    assert (door.opened, door.closed.is_set(), door.used(), door.said) == (1, False, [1], [])
     door.store.close()
 
 

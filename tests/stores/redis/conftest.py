@@ -1,5 +1,6 @@
 """Stores on a server of the module, which are closed at the end of the test."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.redis.url import RedisUrl
 from tests.build import Session, Time
 from tests.redis_servers import Server
 
@@ -33,26 +35,24 @@ Begin = Callable[..., OnServer]
 
 @pytest.fixture
 def opened(server: Server) -> Iterator[Opened]:
-    """Opens a store with these options."""
-    stores: list[RedisStore] = []
+    """Opens a store with these options; with a store's and a wall clock, if there are some."""
+    with contextlib.ExitStack() as stack:
 
-    def make(hours_ago: int = 0, **options: object) -> RedisStore:
-        past = Time(wall_us() - hours_ago * 3600 * 1_000_000)
-        clocks = {"clock": past, "wall": past} if hours_ago else {}
-        stores.append(RedisStore(server.address, PATIENT._replace(**options), **clocks))  # type: ignore[arg-type]
-        return stores[-1]
+        def make(address: RedisUrl | None = None, clocks: tuple[Time, Time] | None = None, **options: object) -> RedisStore:
+            own = dict(zip(("clock", "wall"), clocks or (), strict=False))
+            store = RedisStore(address or server.address, PATIENT._replace(**options), **own)  # type: ignore[arg-type]
+            return stack.enter_context(contextlib.closing(store))
 
-    yield make
-    for store in stores:
-        store.close()
+        yield make
 
 
 @pytest.fixture
 def begin(opened: Opened) -> Begin:
     """Begins a wrapper's session on a store of its own; by clocks that are some hours behind the server's, if told."""
 
-    def start(policy: str = POLICY, session: str = "00000000000000aa", **options: int | str) -> OnServer:
-        return OnServer(opened(**options), policy, session=session)
+    def start(policy: str = POLICY, session: str = "00000000000000aa", hours_ago: int = 0, **options: object) -> OnServer:
+        past = Time(wall_us() - hours_ago * 3600 * 1_000_000)
+        return OnServer(opened(clocks=(past, past) if hours_ago else None, **options), policy, session=session)
 
     return start
 
@@ -61,6 +61,11 @@ def keys(server: Server, kind: str = "") -> list[str]:
     """The keys of all namespaces, or those of a kind."""
     words = server.command("KEYS", "*").decode().split("\r\n")
     return sorted(word for word in words if word.startswith("{") and (not kind or f":{kind}:" in word))
+
+
+def length(server: Server, key: str = AUDIT) -> int:
+    """How many rows a stream has."""
+    return int(server.command("XLEN", key)[1:])
 
 
 def call_with_outcomes(session: Session, times: int) -> None:

@@ -78,30 +78,32 @@ def test_a_password_comes_from_the_url_an_argument_or_a_file(tmp_path: Path) -> 
 def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("tls")
     certificates(folder)
-    files = [f"--tls-{kind}-file" for kind in ("ca-cert", "cert", "key")]
-    named = [part for pair in zip(files, ("ca.pem", "server.pem", "server.key"), strict=True) for part in pair]
-    with running(folder, *named, "--tls-auth-clients", "yes", tls=True) as server:
+    files = ["--tls-ca-cert-file", "ca.pem", "--tls-cert-file", "server.pem", "--tls-key-file", "server.key"]
+    with running(folder, *files, "--tls-auth-clients", "yes", tls=True) as server:
         yield server
 
 
-def tls_url(server: Server, host: str, *files: str) -> str:
+def tls_url(server: Server, host: str = "localhost", *files: str) -> str:
     named = "&".join(f"{kind}_file={server.folder / name}" for kind, name in (one.split("=") for one in files))
     return f"rediss://{host}:{server.port}/0?{named}"
 
 
+OURS = ("cert=client.pem", "key=client.key")
+
+
 def test_a_connection_is_encrypted_with_an_authority_and_a_certificate_of_its_own(encrypted: Server) -> None:
-    assert works(opened(tls_url(encrypted, "localhost", "ca=ca.pem", "cert=client.pem", "key=client.key")))
+    assert works(opened(tls_url(encrypted, "localhost", "ca=ca.pem", *OURS)))
 
 
 @pytest.mark.parametrize(
     ("host", "files", "word"),
     [
-        ("localhost", ["cert=client.pem", "key=client.key"], "certificate verify failed"),
-        ("127.0.0.2", ["ca=ca.pem", "cert=client.pem", "key=client.key"], "certificate verify failed"),
-        ("localhost", ["ca=ca.pem"], "rediss://localhost"),
+        ("localhost", OURS, "certificate verify failed"),
+        ("127.0.0.2", ("ca=ca.pem", *OURS), "certificate verify failed"),
+        ("localhost", ("ca=ca.pem",), "rediss://localhost"),
     ],
 )
-def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files: list[str], word: str) -> None:
+def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files: tuple[str, ...], word: str) -> None:
     with pytest.raises(StoreUnavailable, match=word) as caught:
         opened(tls_url(encrypted, host, *files))
     assert caught.value.hint == "check that it runs and that the address, ca_file, cert_file and key_file are right"
@@ -110,12 +112,10 @@ def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files
 def test_a_python_without_ca_certificates_is_named_as_the_cause(encrypted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssl.get_default_verify_paths", lambda: (None, None, "SSL_CERT_FILE", "/none"))
     monkeypatch.setattr(link, "sys", SimpleNamespace(platform="darwin"))
-    with pytest.raises(StoreUnavailable, match="certificate verify failed") as caught:
-        opened(tls_url(encrypted, "localhost", "cert=client.pem", "key=client.key"))
-    assert "Install Certificates.command" in caught.value.hint
-    with pytest.raises(StoreUnavailable) as caught:
-        opened(tls_url(encrypted, "127.0.0.2", "ca=ca.pem", "cert=client.pem", "key=client.key"))
-    assert "Install Certificates.command" not in caught.value.hint
+    told = refusal(tls_url(encrypted, "localhost", *OURS))
+    assert "certificate verify failed" in told
+    assert "Install Certificates.command" in told
+    assert "Install Certificates.command" not in refusal(tls_url(encrypted, "127.0.0.2", "ca=ca.pem", *OURS))
 
 
 def test_a_tls_url_never_falls_back_to_plain_text(tmp_path: Path) -> None:
@@ -156,23 +156,11 @@ def test_a_slot_that_moves_away_is_reported_and_followed_by_the_next_connection(
 
 @pytest.mark.parametrize(
     "url",
-    [
-        "redis://",
-        "redis://:s3cret@",
-        "redis://host:99999",
-        "redis://host:s3cret",
-        "redis://host/s3cret",
-        "redis://:s3#cret@host/0",
-        "redis://:s3?cret@host/0",
-        "redis://:s3/cret@host/0",
-        "redis://host?s3cret=1",
-        "redis://[::1:s3cret",
-        "unix://",
-        "unix://host/path?s3cret=1",
-        "redis+cluster://one,two/3",
-        "redis://one:1,,two",
-        "s3cret://host",
-    ],
+    """
+    redis:// redis://:s3cret@ redis://host:99999 redis://host:s3cret redis://host/s3cret redis://:s3#cret@host/0
+    redis://:s3?cret@host/0 redis://:s3/cret@host/0 redis://host?s3cret=1 redis://[::1:s3cret unix:// unix://host/path?s3cret=1
+    redis+cluster://one,two/3 redis://one:1,,two s3cret://host
+    """.split(),
 )
 def test_a_malformed_url_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -199,15 +187,13 @@ def test_an_address_is_shown_as_scheme_host_and_database(url: str, shown: str) -
 
 @pytest.mark.parametrize("setting", ["password_file", "ca_file", "cert_file"])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, setting: str) -> None:
-    nobody = "the home or working folder for ~nosuchuser/x does not exist"
-    if sys.platform == "win32":  # it has a folder for each name
-        nobody = "nosuchuser"
+    is_windows = sys.platform == "win32"  # it has a folder for each name, and no pipes
     files = {
         f"{tmp_path}/none": re.escape(f"{tmp_path}/none"),
-        "~nosuchuser/x": nobody,
+        "~nosuchuser/x": "nosuchuser" if is_windows else "the home or working folder for ~nosuchuser/x does not exist",
         "%00": f"{setting}: .* is not a path: it has a NUL character",
     }
-    if sys.platform != "win32":
+    if not is_windows:
         os.mkfifo(tmp_path / "pipe")
         files[f"{tmp_path}/pipe"] = "cannot be read: a pipe, not a file"
     for file, words in files.items():

@@ -1,6 +1,7 @@
 """On a server, too, a damaged row is left out and named, and every other row is read and counted."""
 
 import contextlib
+import re
 import struct
 from collections.abc import Iterator
 
@@ -67,9 +68,7 @@ def test_a_damaged_row_is_named_once_and_all_others_are_read(store: RedisStore, 
         assert [one.row.seq for page in reader.rows() for one in page] == [1, 3]
         assert sum(calls for page in reader.tally() for group in page.calls.values() for calls in group.values()) == 2
     (line,) = told
-    assert line.startswith("row ")
-    assert line.endswith("is damaged, and left out")
-    assert "redis" in line
+    assert re.fullmatch(r"row .*redis.* is damaged, and left out", line)
 
 
 def test_without_anybody_to_tell_a_damaged_row_is_an_error(store: RedisStore) -> None:

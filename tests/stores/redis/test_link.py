@@ -26,30 +26,33 @@ Peer = Callable[[Callable[[socket.socket], None]], Link]
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Peer]:
     """Opens a link to a server that runs the test's function for its connection."""
-    threads: list[threading.Thread] = []
-    links: list[Link] = []
+    with contextlib.ExitStack() as opened:
 
-    def connected(does: Callable[[socket.socket], None]) -> Link:
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(str(tmp_path / "s"))
-        listening.listen()
+        def connected(does: Callable[[socket.socket], None]) -> Link:
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(str(tmp_path / "s"))
+            listening.listen()
 
-        def serve() -> None:
-            with listening, listening.accept()[0] as link:
-                link.settimeout(ENOUGH_S)
-                does(link)
-                with contextlib.suppress(ConnectionResetError):  # the link has not read everything
-                    assert link.recv(1) == b""
+            def serve() -> None:
+                with listening, listening.accept()[0] as link:
+                    link.settimeout(ENOUGH_S)
+                    does(link)
+                    with contextlib.suppress(ConnectionResetError):  # the link has not read everything
+                        assert link.recv(1) == b""
 
-        threads.append(threading.Thread(target=serve))
-        threads[0].start()
-        links.append(Link(parse(f"unix://{tmp_path}/s"), timeout_s=BUDGET_S, key="k", deadline_s=time.monotonic() + ENOUGH_S))
-        return links[0]
+            thread = threading.Thread(target=serve)
+            thread.start()
 
-    yield connected
-    links[0].close()
-    threads[0].join(ENOUGH_S)
-    assert not threads[0].is_alive()
+            def has_ended() -> None:
+                thread.join(ENOUGH_S)
+                assert not thread.is_alive()
+
+            opened.callback(has_ended)
+            deadline_s = time.monotonic() + ENOUGH_S
+            link = Link(parse(f"unix://{tmp_path}/s"), timeout_s=BUDGET_S, key="k", deadline_s=deadline_s)
+            return opened.enter_context(contextlib.closing(link))
+
+        yield connected
 
 
 def ask(link: Link, after_s: float = ENOUGH_S) -> list[Any]:

@@ -24,6 +24,7 @@ from tests.stores.redis.conftest import (
     Begin,
     Opened,
     call_with_outcomes,
+    length,
     refuse,
 )
 
@@ -53,10 +54,6 @@ def share_of_max(server: Server, most: int) -> float:
     return (most - taken(server)) / MAX_BYTES
 
 
-def length(server: Server) -> int:
-    return int(server.command("XLEN", AUDIT)[1:])
-
-
 def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(server: Server, begin: Begin) -> None:
     session = begin(max_bytes=MAX_BYTES)
     most = 0
@@ -80,9 +77,7 @@ def test_calls_one_by_one_keep_the_audit_log_within_its_bound(server: Server, be
 
 
 @pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
-def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
-    server: Server, opened: Opened, length: int
-) -> None:
+def test_the_estimated_memory_of_a_row_is_right_for_rows_of_any_length(server: Server, opened: Opened, length: int) -> None:
     """The lengths are the shortest one, and those for which the server's allocator and stream nodes waste most."""
     store = opened(max_bytes=MAX_BYTES)
     rows = [Row(1, at, "allowed", "{}", detail=compact({"arguments": "a" * length})) for at in range(50)]
@@ -122,17 +117,6 @@ def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(
     assert sum(sizes) > 600_000
 
 
-def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) -> None:
-    with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
-        flooded, other = (
-            Session(RedisStore(server.address, PATIENT._replace(namespace=name, max_bytes=MAX_BYTES)), POLICY) for name in "ab"
-        )
-        assert other.decisions("report", 2) == ["allowed"] * 2
-        for at in range(250):
-            refuse(flooded, str(at))
-        assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
-
-
 def test_emptying_one_stream_by_hand_deletes_no_row_of_the_other(server: Server, begin: Begin) -> None:
     session = begin(max_bytes=100_000)
     session.call("free", 300)
@@ -140,17 +124,6 @@ def test_emptying_one_stream_by_hand_deletes_no_row_of_the_other(server: Server,
     session.call("free", 60)
     session.call("free", 1)
     assert length(server) == len(list(session.store.entries())) == 61
-
-
-def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, begin: Begin) -> None:
-    for _ in range(4):
-        begin().call("free", 500)
-    before = length(server)
-    session = begin(max_bytes=100_000)
-    session.call("free", 100)
-    assert before - length(server) == 100
-    session.store.tend()
-    assert length(server) < 200
 
 
 def test_a_lower_bound_of_the_audit_log_makes_room_on_a_server_whose_memory_is_full(tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import pytest
 
@@ -20,6 +23,7 @@ from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import Session
 from tests.redis_servers import Server, running, wait_for
+from tests.stores.conftest import around_next, before_each, raising
 from tests.stores.redis.conftest import (
     AUDIT,
     LABELS,
@@ -31,27 +35,22 @@ from tests.stores.redis.conftest import (
     Opened,
     call_with_outcomes,
     keys,
+    length,
     refuse,
 )
 
 HOUR_US = 3600 * 1_000_000
 
 
-def length(server: Server, key: str = AUDIT) -> int:
-    """How many rows a stream has."""
-    return int(server.command("XLEN", key)[1:])
-
-
 # keys
 
 
-def test_two_namespaces_of_one_server_share_nothing(begin: Begin) -> None:
+def test_a_namespace_of_any_name_has_keys_of_its_own(begin: Begin) -> None:
     one, other = begin(namespace="a"), begin(namespace="b}:counters {")
     assert [session.decisions("report", 6)[-2:] for session in (one, other)] == [["allowed", "rate_limited"]] * 2
     assert one.store.args_key != other.store.args_key
     assert one.store.reset([held.label for held in one.store.held()]) == 1
     assert [held.used for held in other.store.held()] == [5]
-    assert len(list(one.store.entries())) == len(list(other.store.entries())) == 6
 
 
 def test_all_keys_of_a_namespace_are_in_one_slot(server: Server, begin: Begin) -> None:
@@ -75,12 +74,9 @@ def test_the_key_of_a_counter_expires_with_its_window(server: Server, begin: Beg
     assert len(session.store.held()) == 1
 
 
-@pytest.mark.parametrize("kind", ["counter", "in_flight"])
-def test_upkeep_deletes_the_label_of_a_counter_whose_key_has_expired_and_no_other(
-    server: Server, begin: Begin, kind: str
-) -> None:
-    rule = '[[rule]]\ntool = "*"\n' + ('limit = "9/1h"\n' if kind == "counter" else "concurrent = 9\n")
-    session = begin(rule)
+@pytest.mark.parametrize(("kind", "limit"), [("counter", 'limit = "9/1h"'), ("in_flight", "concurrent = 9")])
+def test_upkeep_deletes_the_labels_of_expired_counters_alone(server: Server, begin: Begin, kind: str, limit: str) -> None:
+    session = begin(f'[[rule]]\ntool = "*"\n{limit}\n')
     for tool in "xy":
         session.call(tool)
     gone, kept = keys(server, kind)
@@ -130,15 +126,13 @@ USUAL = Counter(evalsha=1, time=1, mget=1, xadd=1, setrange=1)
 
 @pytest.mark.parametrize(
     ("limits", "writes"),
-    [(("5/1h", "5/1h"), Counter(set=2)), (("65/365d", "1000/1h"), Counter(setrange=2))],
+    [(["5/1h"] * 2, {"set": 2}), (["65/365d", "1000/1h"], {"setrange": 2})],
     ids=["a write for each counter", "within a grain of the last call only of its head"],
 )
-def test_a_usual_call_takes_as_few_commands_as_it_can(
-    server: Server, begin: Begin, limits: tuple[str, str], writes: Counter[str]
-) -> None:
+def test_a_usual_call_takes_few_commands(server: Server, begin: Begin, limits: list[str], writes: dict[str, int]) -> None:
     session = begin('[[rule]]\ntool = "x"\nlimit = "{}"\n[[rule]]\nuser = "*"\nlimit = "{}"\n'.format(*limits))
     session.one("x")
-    assert commands(server, lambda: session.one("x")) == USUAL + writes
+    assert commands(server, lambda: session.one("x")) == USUAL + Counter(writes)
     assert [held.used for held in session.store.held()] == [2, 2]
 
 
@@ -171,65 +165,57 @@ def test_scripts_are_sent_again_to_a_restarted_server_and_no_call_fails(server: 
 # what is not written whole
 
 
+def rights(server: Server, *changes: str) -> None:
+    """Change the rights of the manual's user."""
+    server.command("ACL", "SETUSER", "mcpguard", *changes)
+
+
+@pytest.fixture
+def limited(server: Server, begin: Begin) -> Begin:
+    """Begins a session of a user with the rights that the manual shows."""
+    return partial(begin, address=server.user("default"))
+
+
 @pytest.mark.parametrize("command", ["setrange", "set"])
-def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(tmp_path: Path, command: str) -> None:
-    with running(tmp_path / "redis") as server:
-        session = Session(RedisStore(server.address, PATIENT), '[[rule]]\ntool = "x"\nlimit = ["9/1h", "999/1d", "9/2h"]\n')
+def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(server: Server, limited: Begin, command: str) -> None:
+    session = limited('[[rule]]\ntool = "x"\nlimit = ["9/1h", "999/1d", "9/2h"]\n')
+    session.call("x")
+    rights(server, "-" + command)
+    with pytest.raises(StoreUnavailable, match=command):
         session.call("x")
-        server.command("ACL", "SETUSER", "default", "-" + command)
-        with pytest.raises(StoreUnavailable, match=command):
-            session.call("x")
-        assert [held.used for held in session.store.held()] == [1, 1, 1]
+    assert [held.used for held in session.store.held()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("command", ["mget", "xadd", "set", "hset"])
 def test_a_decision_that_the_server_cannot_make_whole_counts_nothing_and_the_missing_right_is_told(
-    tmp_path: Path, command: str
+    server: Server, limited: Begin, command: str
 ) -> None:
-    with running(tmp_path / "redis") as server:
-        session = Session(RedisStore(server.address, PATIENT), POLICY)
-        server.command("ACL", "SETUSER", "default", "-" + command)
-        with pytest.raises(StoreUnavailable, match=command) as caught:
-            session.call("report")
-        assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
-        server.command("ACL", "SETUSER", "default", "+@all")
-        assert session.store.held() == []
-        session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
-        assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
+    session = limited()
+    rights(server, "-" + command)
+    with pytest.raises(StoreUnavailable, match=command) as caught:
+        session.call("report")
+    assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
+    rights(server, "+" + command)
+    assert session.store.held() == []
+    session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
+    assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
 
 
-def test_a_denial_whose_row_cannot_be_written_is_as_if_it_had_not_been_decided(tmp_path: Path) -> None:
-    with running(tmp_path / "redis") as server:
-        session = Session(RedisStore(server.address, PATIENT), POLICY + "concurrent = 9\n")
-        session.call("report", 4)
-        server.command("ACL", "SETUSER", "default", "-xadd")
-        for times in (1, 2):  # the first of two has room: but no row, either
-            with pytest.raises(StoreUnavailable, match="xadd"):
-                session.call("report", times)
-        server.command("ACL", "SETUSER", "default", "+xadd")
-        assert session.decisions("report", 3) == ["allowed", "rate_limited", "rate_limited"]
-        server.command("ACL", "SETUSER", "default", "-xadd")
-        closed = Session(session.store, '[[rule]]\ntool = "*"\nlimit = "deny"\n', session="b" * 16)
+def test_a_denial_whose_row_cannot_be_written_is_as_if_it_had_not_been_decided(server: Server, limited: Begin) -> None:
+    session = limited(POLICY + "concurrent = 9\n")
+    session.call("report", 4)
+    closed = Session(session.store, '[[rule]]\ntool = "*"\nlimit = "deny"\n', session="b" * 16)
+    rights(server, "-xadd")
+    for denied, times in (session, 1), (session, 2), (closed, 1):  # the first of two has room: but no row, either
         with pytest.raises(StoreUnavailable, match="xadd"):
-            closed.one("x")
-        server.command("ACL", "SETUSER", "default", "+xadd")
-        assert (closed.journal.seq, closed.journal.is_waiting) == (0, False)
-        assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6]
+            denied.call("report", times)
+    rights(server, "+xadd")
+    assert (closed.journal.seq, closed.journal.is_waiting) == (0, False)
+    assert session.decisions("report", 3) == ["allowed", "rate_limited", "rate_limited"]
+    assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
 # upkeep
-
-
-def test_old_rows_are_deleted_together_with_their_outcomes(server: Server, begin: Begin) -> None:
-    old = begin(hours_ago=2, session="b" * 16)
-    call_with_outcomes(old, 500)
-    old.call("report", 6)
-    session = begin(keep_us=HOUR_US)
-    call_with_outcomes(session, 1)
-    session.store.tend()
-    (entry,) = session.store.entries()
-    assert (entry.record["session"], entry.record["outcome"]) == (session.journal.session, "ok")
-    assert server.command("HLEN", OUTCOMES) == b":1\r\n"
 
 
 @pytest.fixture
@@ -241,45 +227,33 @@ def old_rows(begin: Begin) -> None:
 
 
 @pytest.mark.usefixtures("old_rows")
-def test_calls_are_decided_between_two_pieces_of_upkeep(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lengths: list[int] = []
-    exchange = Link.exchange
-
-    def noting(*args: object, **more: object) -> object:
-        lengths.append(length(server))
-        return exchange(*args, **more)  # type: ignore[arg-type]
-
-    store = opened(keep_us=HOUR_US)
-    with monkeypatch.context() as patched:
-        patched.setattr(Link, "exchange", noting)
-        store.tend()
-    assert lengths[-1] == 0
+def test_calls_are_decided_between_pieces_of_upkeep(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = before_each(monkeypatch, Link, "exchange", lambda: length(server))
+    opened(keep_us=HOUR_US).tend()
+    assert (lengths[-1], server.command("HLEN", OUTCOMES)) == (0, b":0\r\n")
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
+def in_portions(store: RedisStore, left: Callable[[], int]) -> list[int]:
+    """What is left after each portion of upkeep."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(upkeep, "PORTION_S", 0.0)
+        store.tend()
+        found = [left()]
+        while store.needs_tending:
+            store.tend()
+            found.append(left())
+    return found
+
+
 @pytest.mark.usefixtures("old_rows")
-def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
-    store = opened(keep_us=HOUR_US)
-    left: list[int] = []
-    while not left or store.needs_tending:
-        store.tend()
-        left.append(length(server))
-    assert left[:3] == [300, 100, 0]
+def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(server: Server, opened: Opened) -> None:
+    assert in_portions(opened(keep_us=HOUR_US), lambda: length(server))[:3] == [300, 100, 0]
 
 
-def test_labels_are_examined_in_portions_too(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
+def test_labels_are_examined_in_portions_too(server: Server, opened: Opened) -> None:
     server.command("HSET", LABELS, *[f"{at}" for at in range(6000)])
-    store = opened()
-    left: list[int] = []
-    while not left or store.needs_tending:
-        store.tend()
-        left.append(int(server.command("HLEN", LABELS)[1:]))
+    left = in_portions(opened(), lambda: int(server.command("HLEN", LABELS)[1:]))
     assert left[0] > 2000  # of 3000
     assert left[-1] == 0
 
@@ -338,44 +312,22 @@ def told(store: RedisStore, session: Session) -> list[tuple[object, object]]:
     return [(one["seq"], one["decision"]) for one in records if one["session"] == session.journal.session]
 
 
-@pytest.mark.parametrize("is_same", [True, False], ids=["by the same store", "by the next one"])
-def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(
-    begin: Begin, opened: Opened, monkeypatch: pytest.MonkeyPatch, *, is_same: bool
+@pytest.mark.parametrize("by", ["the same store", "the next one", "one in use"])
+def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost_and_no_others(
+    begin: Begin, opened: Opened, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """The server has decided calls whose reply was lost. The wrapper decided them by itself and writes its rows later."""
-    session = begin()
+    session, other = begin(), begin(session="b" * 16)
     session.call("report", 2)
-    exchange = Link.exchange
-
-    def lose_the_reply(*args: object, **more: object) -> None:
-        exchange(*args, **more)  # type: ignore[arg-type]
-        raise StoreUnavailable("no reply")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Link, "exchange", lose_the_reply)
-        with pytest.raises(StoreUnavailable):
-            session.call("report", 3)
-    store = session.store if is_same else opened()
+    other.call("free")
+    around_next(monkeypatch, Link, "exchange", after=raising(StoreUnavailable("no reply")))
+    with pytest.raises(StoreUnavailable):
+        session.call("report", 3)
+    store = {"the same store": session.store, "the next one": opened(), "one in use": other.store}[by]
     store.append(rows_after(session, session.journal.seq, *["allowed_unavailable"] * 4, time_us=1))
     assert told(store, session) == [(1, "allowed"), (2, "allowed"), *((seq, "allowed_unavailable") for seq in range(3, 7))]
+    assert told(store, other) == [(1, "allowed")]
     assert [held.used for held in store.held()] == [5]
-
-
-def test_rows_of_a_wrapper_that_ended_replace_the_rows_of_its_decision_whose_reply_was_lost(begin: Begin) -> None:
-    """A wrapper ended during the outage. Another one, which uses the store already, takes in its rows."""
-    ended, other = begin(), begin(session="b" * 16)
-    ended.call("report", 2)
-    other.call("report")
-    other.store.append(rows_after(ended, 1, "allowed", "allowed"))
-    assert told(other.store, ended) == [(seq, "allowed") for seq in (1, 2, 3)]
-    assert told(other.store, other) == [(1, "allowed")]
-
-
-def test_appended_rows_replace_no_row_with_an_earlier_number(begin: Begin, opened: Opened) -> None:
-    session = begin()
-    session.call("report", 7)
-    opened().append(session.journal.flush(wall_us(), all_of_them=True))
-    assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
@@ -402,23 +354,15 @@ def test_a_wrapper_that_starts_does_not_search_all_rows_of_a_fleet(server: Serve
     assert found["xrevrange"] == 2
 
 
-def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Server, begin: Begin, opened: Opened) -> None:
-    session = begin()
-    counter = session.charges("report")[0].plan.counters[0]
-    for write_back_id in ("a", "a", "b", "a"):
-        opened().adopt([(counter, (-1, -1, 3))], write_back_id)
-    assert [held.used for held in session.store.held()] == [6]
-    assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
-
-
 @pytest.mark.parametrize("log", [(-9, -9, 5_000_000_000), (-9, *[number for _ in range(66) for number in (-9, 70_000_000)])])
-def test_costs_of_outages_that_are_larger_than_an_entry_can_hold_admit_no_call(begin: Begin, log: tuple[int, ...]) -> None:
+def test_costs_of_outages_beyond_what_an_entry_holds_admit_no_call(server: Server, begin: Begin, log: tuple[int, ...]) -> None:
     session = begin('[[rule]]\ntool = "x"\nlimit = "1000000000/1h"\ncount = "cost"\n')
     (counter,) = session.charges("x")[0].plan.counters
-    for adopted in (log, (-1, -1, 1)):
-        session.store.adopt([(counter, adopted)], token_hex())
+    for write_back_id, adopted in ("a", log), ("b", (-1, -1, 1)):
+        session.store.adopt([(counter, adopted)], write_back_id)
         assert session.decisions("x") == ["rate_limited"]
     assert [held.used for held in session.store.held()] == [(1 << 32)]
+    assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
 # replies of a bounded length
@@ -430,8 +374,8 @@ def replies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     ask = redis_server.Server.ask_together
 
-    def noting(*args: object) -> list[list[object]]:
-        pages: list[list[object]] = ask(*args)  # type: ignore[arg-type]
+    def noting(*args: Any) -> list[Any]:
+        pages = ask(*args)
         counts.append(sum(map(len, pages)))
         return pages
 
@@ -450,13 +394,17 @@ def long_rows(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("long_rows")
-@pytest.mark.parametrize("what", ["entries", "newest", "search"])
-def test_replies_have_few_rows_if_they_are_long(begin: Begin, replies: list[int], what: str) -> None:
-    session = begin()
-    if what == "search":
-        session.store.append(rows_after(session, 0, "allowed"))
-    else:
-        assert len(list(getattr(session.store, what)())) == 80
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda session: len(list(session.store.entries())) == 80,
+        lambda session: len(list(session.store.newest())) == 80,
+        lambda session: session.store.append(rows_after(session, 0, "allowed")),
+    ],
+    ids=["entries", "newest", "rows in doubt"],
+)
+def test_replies_have_few_rows_if_they_are_long(begin: Begin, replies: list[int], search: Callable[[Session], object]) -> None:
+    assert search(begin())
     assert replies
     assert max(replies) <= 16
 
@@ -469,28 +417,27 @@ def test_the_newest_row_is_read_without_those_before_it(begin: Begin, replies: l
     assert replies == [1]
 
 
-# the server's settings
+APPENDS = ["--appendonly", "yes"]
+EVICTS = ["--maxmemory", "100mb", "--maxmemory-policy"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--appendonly", "yes"], []),
-        (["--appendonly", "yes", "--maxmemory", "100mb"], []),
-        (["--appendonly", "yes", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"], ["allkeys-lru"]),
+        (APPENDS, []),
+        ([*APPENDS, *EVICTS[:2]], []),
+        ([*APPENDS, *EVICTS, "allkeys-lru"], ["allkeys-lru"]),
         (["--maxmemory-policy", "allkeys-lru"], ["keeps nothing on disk"]),
         (["--save", "60 1000"], []),
-        (["--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl"], ["volatile-ttl", "keeps nothing on disk"]),
+        ([*EVICTS, "volatile-ttl"], ["volatile-ttl", "keeps nothing on disk"]),
         (["--rename-command", "CONFIG", ""], []),
     ],
 )
 def test_a_setting_that_can_lose_counters_is_warned_about_if_the_server_reports_it(
     tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
-    with running(tmp_path / "redis", *arguments) as server:
-        store = RedisStore(server.address, PATIENT)
+    with running(tmp_path / "redis", *arguments) as server, closing(RedisStore(server.address, PATIENT)) as store:
         assert len(store.warnings) == len(words)
         for word, warning in zip(words, store.warnings, strict=True):
             assert word in warning
             assert str(server.folder) in warning
-        store.close()

@@ -1,6 +1,7 @@
 """Stores in a new folder, at a time that stands still until the test moves it."""
 
 import contextlib
+import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,26 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.sqlite import call_log, upkeep
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import WALL_US, Time
+from tests.build import WALL_US, Session, Time
+from tests.stores.conftest import before_each
 
 Open = Callable[..., SqliteStore]
 Tend = Callable[..., None]
 Times = tuple[Time, Time]
 
+
+class OnFile(Session):
+    """A wrapper's session on a store of its own."""
+
+    store: SqliteStore
+
+    def call_and_end(self, times: int) -> None:
+        """Make calls, and close the store."""
+        self.call("x", times)
+        self.store.close()
+
+
+Begin = Callable[..., OnFile]
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 
@@ -48,17 +63,28 @@ def open_store(path: Path, times: Times) -> Iterator[Open]:
     with contextlib.ExitStack() as opened:
 
         def open_one(
-            at: Path = path,
+            at: Path | None = None,
             *,
             clock: Clock | None = times[0],
             wall: Clock = times[1],
             most: int = MOST_COUNTERS,
             **options: Any,
         ) -> SqliteStore:
-            store = SqliteStore(at, Options(**options), clock=clock, wall=wall, most_counters=most)
+            store = SqliteStore(at or path, Options(**options), clock=clock, wall=wall, most_counters=most)
             return opened.enter_context(contextlib.closing(store))
 
         yield open_one
+
+
+@pytest.fixture
+def begin(open_store: Open) -> Begin:
+    """Begins a wrapper's session on a store of its own. Each session has another name."""
+    names = map("{:016x}".format, itertools.count(1))
+
+    def start(policy: str = FIVE_A_MINUTE, at: Path | None = None, **options: Any) -> OnFile:
+        return OnFile(open_store(at, **options), policy, session=next(names))
+
+    return start
 
 
 @pytest.fixture
@@ -118,3 +144,8 @@ def turn_is_free(store: SqliteStore) -> bool:
     if is_free:
         store._follower.turn_lock.release()
     return is_free
+
+
+def turns_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, other: SqliteStore) -> list[bool]:
+    """Whether another process could take its turn, before each call of a function."""
+    return before_each(monkeypatch, owner, name, lambda: turn_is_free(other))

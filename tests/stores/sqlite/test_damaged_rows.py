@@ -65,9 +65,7 @@ def path(tmp_path: Path, harm: str) -> Path:
     ],
     ids=["all", "context", "axis", "time"],
 )
-def test_all_rows_but_a_damaged_one_are_read_and_counted_and_it_is_named_once(
-    path: Path, wanted: Wanted | None, harm: str
-) -> None:
+def test_all_rows_but_a_damaged_one_are_read_and_it_is_named_once(path: Path, wanted: Wanted | None, harm: str) -> None:
     told: list[str] = []
     with contextlib.closing(Reader(path, notify=told.append)) as reader:
         for _ in range(2):

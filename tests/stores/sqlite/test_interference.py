@@ -4,11 +4,9 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,38 +14,15 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.sqlite import call_log, database, log_lines, upkeep
+from mcpguard.stores.sqlite import call_log, database, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import Reader
-from tests.build import Session
+from tests.build import WALL_US, Session
 from tests.missing import make_link
-from tests.stores.conftest import raising
-from tests.stores.sqlite.conftest import MANY, Open, counter_of, drain, turn_is_free, used
-
-# A database that others have locked
-
-
-@pytest.mark.parametrize("trouble", ["locked", "full"])
-def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
-    monkeypatch.setattr(upkeep, "PACE_BYTES", 1000)
-    busy = open_store(timeout_ms=1)
-    session = Session(busy, MANY)
-    session.one("x")
-
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
-        if trouble == "locked":
-            theirs.execute("BEGIN EXCLUSIVE")
-        else:
-            monkeypatch.setattr(upkeep.Upkeep, "_write", raising(sqlite3.OperationalError("database or disk is full")))
-        for _ in range(20):
-            assert session.decisions("x", 10) == ["allowed"] * 10
-            busy.keep_pace(lambda: None)
-    monkeypatch.undo()
-    assert used(open_store()) == [201]
+from tests.stores.conftest import FakeClock, around_next, raising
+from tests.stores.sqlite.conftest import MANY, Begin, Open, counter_of, drain, turn_is_free, used
 
 
 def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store: Open) -> None:
@@ -55,101 +30,71 @@ def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store:
     assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
 
 
-def test_a_call_that_another_process_overtakes_after_it_was_decided_is_decided_anew(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = open_store(), open_store()
+def test_a_call_that_another_process_overtakes_is_decided_anew(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = '[[rule]]\ntool = "x"\nlimit = "3/1h"\n'
-    late, early = Session(one, limit), Session(other, limit, session="b" * 16)
+    late, early = begin(limit), begin(limit)
     late.one("x")
-    take_turn = one._follower.take_turn
-
-    def overtaken() -> None:
-        early.one("x")
-        take_turn()
-
-    monkeypatch.setattr(one._follower, "take_turn", overtaken)
-    assert late.one("x").remaining == 0
-    assert late.one("x").decision == "rate_limited"
-    assert used(one) == [3]
-    assert [entry.row_id for entry in one.entries()] == [1, 2, 3, 4, 5]
+    for remaining, decision in (0, "allowed"), (0, "rate_limited"):
+        around_next(monkeypatch, late.store._follower, "take_turn", before=lambda: early.one("x"))
+        verdict = late.one("x")
+        assert (verdict.remaining, verdict.decision) == (remaining, decision)
+    assert used(late.store) == [3]
+    assert [entry.row_id for entry in late.store.entries()] == [1, 2, 3, 4, 5]
 
 
-def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, other = open_store(), open_store()
-    calls = Session(store, MANY)
-    calls.one("x")
+def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(begin: Begin) -> None:
+    other = begin(MANY).store
     at_work: list[bool] = []
-    line = log_lines.row_line
 
-    def noted(*args: Any) -> str:
+    def wall() -> int:  # the time of its row
         at_work.append(turn_is_free(other))
-        return line(*args)
+        return WALL_US
 
-    monkeypatch.setattr(log_lines, "row_line", noted)
-    calls.one("x")
+    begin(MANY, wall=wall).call("x", 2)
     assert at_work == [True]
 
 
-# Two processes that do the same
-
-
 @pytest.mark.posix
-def test_if_the_lock_file_was_removed_two_processes_that_drain_the_log_count_nothing_twice(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = open_store()
+def test_two_processes_that_drain_without_a_lock_count_once(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = begin(MANY)
     path.with_name("mcpguard.db-lock").unlink()
-    other = open_store()
-    counter = counter_of(Session(one, MANY).charges("x"))
-    one.adopt([(counter, (-1, -1, 4))], token_hex())
-    records = CallLog.records
-
-    def overtaken(self: CallLog, at: Position) -> Iterator[tuple[str, Position]]:
-        monkeypatch.undo()
-        found = list(records(self, at))
-        drain(other)
-        return iter(found)
-
-    monkeypatch.setattr(CallLog, "records", overtaken)
+    one, other = session.store, begin().store
+    one.adopt([(counter_of(session.charges("x")), (-1, -1, 4))], token_hex())
+    around_next(monkeypatch, CallLog, "records", before=lambda: drain(other))
     with pytest.raises(StoreUnavailable, match="two processes at once") as raised:
         drain(one)
     assert "-lock removed" in raised.value.hint
     assert used(one) == used(other) == [4]
 
 
-def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, path: Path, open_store: Open) -> None:
-    one = open_store()
+def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, path: Path, begin: Begin) -> None:
+    one = begin(MANY)
     make_link(tmp_path / "link.db", path)
-    other = open_store(tmp_path / "link.db")
-    Session(one, MANY).call("x", 3)
-    Session(other, MANY, session="b" * 16).call("x", 2)
-    drain(other)
-    assert used(one) == used(other) == [5]
+    other = begin(MANY, tmp_path / "link.db")
+    one.call("x", 3)
+    other.call("x", 2)
+    drain(other.store)
+    assert used(one.store) == used(other.store) == [5]
     with contextlib.closing(Reader(tmp_path / "link.db")) as reader:
         assert [entry.row_id for entry in reader.entries()] == [1, 2, 3, 4, 5]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "state"]
-    assert other.warnings == ()
+    assert other.store.warnings == ()
 
 
-@pytest.mark.parametrize("words", ["unable to open database file", "file is not a database"])
-def test_an_error_at_a_path_that_cannot_be_looked_at_is_reported(tmp_path: Path, words: str) -> None:
-    path = tmp_path / ("x" * 300)  # so long that the system refuses to look, as it does in a folder without permission
-    assert isinstance(database.unavailable(path, sqlite3.OperationalError(words)), StoreUnavailable)
+@pytest.mark.parametrize(
+    ("words", "hint"), [("unable to open database file", "may write to it"), ("file is not a database", "")]
+)
+@pytest.mark.parametrize("name", ["mcpguard.db", "x" * 300], ids=["missing", "too long to look"])
+def test_an_error_at_a_path_where_nothing_can_be_seen_is_reported(tmp_path: Path, name: str, words: str, hint: str) -> None:
+    error = database.unavailable(tmp_path / name, sqlite3.OperationalError(words))
+    assert isinstance(error, StoreUnavailable)
+    assert error.hint.endswith(hint)
 
 
-# Processes that end
-
-
-def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_reader(
-    tmp_path: Path, path: Path, open_store: Open
-) -> None:
-    store = open_store(clock=None)
-    session = Session(store, MANY)
+def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(tmp_path: Path, path: Path, begin: Begin) -> None:
+    session = begin(MANY, clock=None)
     session.call("x", 3)
-    drain(store)
+    drain(session.store)
     session.call("x", 2)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
@@ -188,19 +133,17 @@ def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor
 
 
 @pytest.mark.posix
-def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_listed(path: Path, open_store: Open) -> None:
-    store = open_store()
-    policy = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
-    session = Session(store, policy)
+def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_listed(path: Path, begin: Begin) -> None:
+    session = begin()
     session.call("x", 2)
-    drain(store)
+    drain(session.store)
     session.call("x", 2)
     path.unlink()
-    after = open_store()
-    assert Session(after, policy, session="b" * 16).one("x").remaining == 2
-    drain(after)
-    assert after.held() == open_store().held() == []
-    assert Session(open_store(), policy, session="c" * 16).one("x").remaining == 1
+    after = begin()
+    assert after.one("x").remaining == 2
+    drain(after.store)
+    assert after.store.held() == begin().store.held() == []
+    assert begin().one("x").remaining == 1
 
 
 def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_a_reason(path: Path, open_store: Open) -> None:
@@ -219,11 +162,9 @@ def fill(write: Callable[[], object]) -> None:
 
 
 @pytest.mark.usefixtures("small_log")
-def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store(timeout_ms=0)
-    session = Session(store, MANY + '[[rule]]\ntool = "capped"\nconcurrent = 1\n')
+def test_what_no_call_may_wait_for_has_room_in_a_log_full_of_calls(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = begin(MANY + '[[rule]]\ntool = "capped"\nconcurrent = 1\n', timeout_ms=0)
+    store = session.store
     (verdict,), (capped,) = session.call("x"), session.call("capped")
     counter, cap = counter_of(session.charges("x")), session.charges("capped")[0].plan
     fill(lambda: session.one("x"))
@@ -239,67 +180,47 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
 
 
 @pytest.mark.usefixtures("small_log")
-def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained(open_store: Open) -> None:
-    store = open_store(timeout_ms=0)
-    session = Session(store, MANY)
+@pytest.mark.parametrize("drains", ["itself", "another process"])
+def test_a_reset_has_room_in_a_full_log_which_is_drained(begin: Begin, monkeypatch: pytest.MonkeyPatch, drains: str) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(upkeep, "time", clock)
+    session, other = begin(MANY, timeout_ms=1000), begin().store
+    store = session.store
     fill(lambda: session.one("x"))
     fill(lambda: store.record([Outcome(1, "ok", 1)]))
+    if drains == "another process":
+        assert other._files.lock.acquire(0)
+
+        def other_drains(_: float) -> None:
+            other._files.lock.release()
+            drain(other)
+
+        monkeypatch.setattr(clock, "sleep", other_drains)
     assert store.reset([held.label for held in store.held()]) == 1
     assert used(store) == []
-
-
-@pytest.mark.usefixtures("small_log")
-def test_a_reset_waits_while_another_process_drains_a_full_log(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, other = open_store(timeout_ms=20_000), open_store()
-    session = Session(store, MANY)
-    fill(lambda: session.one("x"))
-    fill(lambda: store.record([Outcome(1, "ok", 1)]))
-    lock = other._files.lock
-    assert lock.acquire(0)
-
-    def other_drains(_: float) -> None:
-        lock.release()
-        drain(other)
-
-    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=other_drains))
-    assert store.reset([held.label for held in store.held()]) == 1
-    assert used(store) == []
-
-
-def ends_after(work: Callable[..., None]) -> Callable[..., None]:
-    """A function that does its work and then raises, as if its process ended there."""
-
-    def end(*args: Any) -> None:
-        work(*args)
-        raise OSError(5, "killed here")
-
-    return end
 
 
 @pytest.mark.posix
 def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_log(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store()
-    session = Session(store, MANY)
+    session = begin(MANY)
     session.call("x", 3)
-    drain(store)
+    drain(session.store)
     lost = session.call("x", 3)[-1].row_id or 0
     Path(log_path(path)).unlink()
     for module, name in (database, "set_position"), (call_log, "create"):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, ends_after(getattr(module, name)))
-            with pytest.raises(StoreUnavailable, match="killed here"):
-                open_store()
-    after = open_store()
-    assert (Session(after, MANY, session="b" * 16).one("x").row_id or 0) > lost
-    drain(after)
-    assert [entry.record["seq"] for entry in after.entries()] == [1, 2, 3, 1]
+        around_next(monkeypatch, module, name, after=raising(OSError(5, "killed here")))
+        with pytest.raises(StoreUnavailable, match="killed here"):
+            begin()
+    after = begin(MANY)
+    assert (after.one("x").row_id or 0) > lost
+    drain(after.store)
+    assert [entry.record["seq"] for entry in after.store.entries()] == [1, 2, 3, 1]
 
 
-def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, failing = open_store(), open_store()
-    one, other = Session(failing, MANY), Session(reader, MANY, session="b" * 16)
+def test_nothing_is_appended_after_a_record_that_was_undone(begin: Begin) -> None:
+    one, other = begin(MANY), begin(MANY)
     assert [*one.decisions("x"), *other.decisions("x")] == ["allowed"] * 2
     write = call_log._pwrite
 
@@ -307,82 +228,71 @@ def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, mo
         write(fd, data, at)
         if not data.strip(b"\0"):
             return len(data)  # it is undone
-        reader._follower.follow()  # without the turn, as for an agent's note
+        other.store._follower.follow()  # without the turn, as for an agent's note
         raise OSError(5, "Input/output error")
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(call_log, "_pwrite", fail)
         with pytest.raises(StoreUnavailable, match="Input/output"):
             one.one("x")
     with pytest.raises(StoreUnavailable, match="damaged"):
         other.one("x")
     assert one.decisions("x") == ["allowed"]
-    assert used(open_store()) == [3]
+    assert used(begin().store) == [3]
 
 
-def test_a_record_that_was_damaged_before_it_was_drained_is_reported_when_the_log_is_drained(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_damaged_before_it_is_drained_is_reported(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    stores = open_store(), open_store()
-    one, other = (Session(store, MANY, session=letter * 16) for store, letter in zip(stores, "ab", strict=True))
-    drain(stores[0])
-    damaged_at = stores[0]._log.drained().end
+    one, other = begin(MANY), begin(MANY)
+    drain(one.store)
+    damaged_at = one.store._log.drained().end
     assert [*one.decisions("x", 2), *other.decisions("x", 2)] == ["allowed"] * 4
     with Path(log_path(path)).open("r+b") as log:
         log.seek(4096 + damaged_at)
         log.write(bytes(8))
     assert one.decisions("x") == ["allowed"]  # it reads the end of the log alone
-    for store in stores:
+    for session in one, other:
         with pytest.raises(StoreDamaged, match="a record that is not yet in the database cannot be read"):
-            store.tend()
+            session.store.tend()
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "cut"])
-def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(path: Path, open_store: Open, how: str) -> None:
-    session = Session(open_store(), MANY)
+@pytest.mark.parametrize("how", ["renamed", "replaced", "cut"])
+def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(path: Path, begin: Begin, how: str) -> None:
+    session = begin()
     assert session.decisions("x", 3) == ["allowed"] * 3
     log = Path(log_path(path))
-    if how == "removed":
-        log.unlink()
-    elif how == "renamed":
-        log.rename(log.with_name("away"))
-    elif how == "replaced":
-        shutil.copy(log, log.with_name("other"))
-        log.with_name("other").rename(log)
+    if how == "cut":
+        os.truncate(log, 5000)
     else:
-        os.truncate(log, 0)
-    with pytest.raises(StoreUnavailable, match=r"removed or replaced|it was cut"):
+        shutil.copy(log, log.with_name("other"))
+        log.rename(log.with_name("away"))
+    if how == "replaced":
+        log.with_name("other").rename(log)
+    with pytest.raises(StoreUnavailable, match="damaged: it was cut" if how == "cut" else "was removed or replaced"):
         session.one("x")
     assert session.journal.seq == 3
 
 
 @pytest.mark.posix
-def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: Path, open_store: Open) -> None:
-    store = open_store()
-    Session(store, MANY).call("x")
+def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: Path, begin: Begin) -> None:
+    session = begin()
+    session.call("x")
     path.parent.rename(path.parent.with_name("moved"))
     path.parent.touch()
     with pytest.raises(StoreUnavailable, match="cannot be used: Not a directory"):
-        store.tend()
+        session.store.tend()
 
 
 @pytest.mark.posix
-def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, open_store: Open) -> None:
-    idle = open_store()
-    session = Session(idle, MANY)
-    session.call("x", 3)
-    drain(idle)
+def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, begin: Begin) -> None:
+    idle = begin()
+    idle.call("x", 3)
+    drain(idle.store)
     Path(log_path(path)).unlink()
-    after = open_store()
-    assert "was removed" in after.warnings[0]
-    Session(after, MANY, session="b" * 16).call("x", 2)
+    after = begin()
+    assert "was removed" in after.store.warnings[0]
+    after.call("x", 2)
     with pytest.raises(StoreUnavailable, match="removed or replaced"):
-        session.call("x")
-    assert used(after) == [5]
-
-
-def test_the_hint_for_a_file_that_cannot_be_opened_names_the_rights_on_it(tmp_path: Path) -> None:
-    error = database.unavailable(tmp_path / "mcpguard.db", sqlite3.OperationalError("unable to open database file"))
-    assert error.hint == "check that its disk is not full, and that this account may write to it"
+        idle.call("x")
+    assert used(after.store) == [5]

@@ -1,6 +1,7 @@
 """A store that others have open opens while one of them holds its lock for upkeep, unless something is left to repair."""
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -20,9 +21,8 @@ from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
-from tests.build import Session
 from tests.stores.conftest import broken, open_descriptors
-from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, drain
+from tests.stores.sqlite.conftest import Begin, Open, drain, used
 
 
 @pytest.fixture
@@ -32,32 +32,34 @@ def open_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[FileLock]:
-    """Another process's hold of the store's lock."""
-    lock = lock_file(beside(path, "-lock"))
-    try:
+def locked(path: Path, suffix: str = "-lock") -> Iterator[None]:
+    """Another process's hold of one of the store's locks."""
+    with contextlib.closing(lock_file(beside(path, suffix))) as lock:
         assert lock.acquire(0)
-        yield lock
-    finally:
-        lock.close()
+        yield
+
+
+def is_open(path: Path) -> bool:
+    """Whether a process has the store open."""
+    with contextlib.closing(lock_file(beside(path, "-open"))) as hold:
+        return not hold.acquire(0)
 
 
 @pytest.mark.parametrize("drained", [0, 1, 2])
-def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, open_store: Open, drained: int) -> None:
-    one = open_store()
-    session = Session(one, FIVE_A_MINUTE)
-    session.call("x", drained)
-    drain(one)
-    session.call("x", 2 - drained)
+def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, begin: Begin, drained: int) -> None:
+    one = begin()
+    one.call("x", drained)
+    drain(one.store)
+    one.call("x", 2 - drained)
     with locked(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as upkeep:
         upkeep.execute("BEGIN IMMEDIATE")
         upkeep.execute("UPDATE counter SET log = zeroblob(20)")
-        other = open_store()
+        other = begin()
         upkeep.execute("ROLLBACK")
-    assert [held.used for held in other.held()] == [2]
-    assert Session(other, FIVE_A_MINUTE, session="b" * 16).decisions("x", 2) == ["allowed"] * 2
-    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
-    assert abs(one._clock() - other._clock()) < 1_000_000
+    assert used(other.store) == [2]
+    assert other.decisions("x", 2) == ["allowed"] * 2
+    assert one.decisions("x", 2) == ["allowed", "rate_limited"]
+    assert abs(one.store._clock() - other.store._clock()) < 1_000_000
 
 
 def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_store: Open) -> None:
@@ -65,104 +67,82 @@ def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_s
     with locked(path):
         second = open_store()
     first.close()
-    hold = lock_file(beside(path, "-open"))
-    assert not hold.acquire(0)
+    assert is_open(path)
     second.close()
-    assert hold.acquire(0)
-    hold.close()
+    assert not is_open(path)
 
 
 @pytest.mark.posix
-def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path, open_store: Open) -> None:
-    store = open_store()
-    Session(store, FIVE_A_MINUTE).call("x")
+def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path, begin: Begin) -> None:
+    session = begin()
+    session.call("x")
     with broken(Upkeep, "drain", MemoryError()):
-        store.close()
-    hold = lock_file(beside(path, "-open"))
-    assert hold.acquire(0)
-    hold.close()
+        session.store.close()
+    assert not is_open(path)
 
 
-def lacks_its_log(path: Path, _: pytest.MonkeyPatch) -> None:
-    Path(log_path(path)).unlink()
-
-
-def has_another_stores_log(path: Path, _: pytest.MonkeyPatch) -> None:
+def has_another_stores_log(path: Path) -> None:
     other = path.with_name("other.db")
     SqliteStore(other).close()
     Path(log_path(other)).replace(log_path(path))
 
 
-def has_a_log_that_ends_before_its_database(path: Path, _: pytest.MonkeyPatch) -> None:
-    log = CallLog(log_path(path))
-    log._write(log.drained().end - 4, bytes(64))
-    log.close()
+def changed_log(change: Callable[[CallLog], object]) -> Callable[[Path], None]:
+    def harm(path: Path) -> None:
+        with contextlib.closing(CallLog(log_path(path))) as log:
+            change(log)
+
+    return harm
 
 
-def has_a_log_that_does_not_know_what_its_database_has(path: Path, _: pytest.MonkeyPatch) -> None:
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        log.set_drained(START)
+HARMS: dict[str, Callable[[Path], None]] = {
+    "lacks its log": lambda path: Path(log_path(path)).unlink(),
+    "has another store's log": has_another_stores_log,
+    "has a log that ends before its database": changed_log(lambda log: log._write(log.drained().end - 4, bytes(64))),
+    "has a log that does not know what its database has": changed_log(lambda log: log.set_drained(START)),
+    "has the time of another boot": changed_log(lambda log: log.write_header({**log.header, "time_base": "another boot"})),
+    "is cut": lambda path: os.truncate(path, 8192),
+}
 
 
-def has_the_time_of_another_boot(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "base_id", lambda: "another boot")
-
-
-def is_cut(path: Path, _: pytest.MonkeyPatch) -> None:
-    with path.open("r+b") as file:
-        file.truncate(8192)
-
-
-@pytest.mark.parametrize(
-    "store_that",
-    [
-        lacks_its_log,
-        has_another_stores_log,
-        has_a_log_that_ends_before_its_database,
-        has_a_log_that_does_not_know_what_its_database_has,
-        has_the_time_of_another_boot,
-        is_cut,
-    ],
-)
+@pytest.mark.parametrize("store_that", HARMS)
 def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_count_as_open(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, store_that: Callable[[Path, pytest.MonkeyPatch], None]
+    path: Path, begin: Begin, store_that: str
 ) -> None:
-    store = open_store()
-    Session(store, FIVE_A_MINUTE).call("x", 3)
-    store.close()
-    store_that(path, monkeypatch)
+    begin().call_and_end(3)
+    HARMS[store_that](path)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
-        open_store()
-    if store_that is has_a_log_that_does_not_know_what_its_database_has:
-        again = open_store()
-        assert again._log.drained().end == again._follower.at.end
+        begin()
+    assert not is_open(path)
+
+
+def test_a_log_that_does_not_know_what_its_database_has_learns_it(path: Path, begin: Begin) -> None:
+    begin().call_and_end(3)
+    changed_log(lambda log: log.set_drained(START))(path)
+    store = begin().store
+    assert store._log.drained().end == store._follower.at.end
 
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
     open_store().close()
-    hold = lock_file(beside(path, "-open"))
-    assert hold.acquire(0)  # as whoever repairs it asks; it holds it until the store is open
-    with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
-        open_store()
-    hold.close()
+    with locked(path, "-open"), locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
+        open_store()  # whoever repairs a store holds `-open` until the store is open
 
 
-def test_a_store_is_created_though_another_process_that_opens_it_is_interrupted_while_it_reads(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin = database.begin
+def test_a_store_is_created_beside_a_process_that_reads_it(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_database = database.begin
 
     def while_another_reads(*args: Any) -> None:
         reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM meta").fetchone()
-        ends = Timer(0.2, reader.close)
+        ends = Timer(0.2, reader.close)  # it is interrupted while it reads
         ends.start()
-        begin(*args)
+        begin_database(*args)
         ends.join()
 
     monkeypatch.setattr(database, "begin", while_another_reads)
-    assert Session(open_store(timeout_ms=20_000), FIVE_A_MINUTE).decisions("x") == ["allowed"]
+    assert begin(timeout_ms=20_000).decisions("x") == ["allowed"]
 
 
 # files that stay open would add up: during an outage a store is opened every few seconds
@@ -180,12 +160,12 @@ def test_a_store_that_cannot_be_opened_leaves_no_file_open(
     assert open_descriptors() == before
 
 
-def test_a_closed_store_leaves_no_file_open(open_store: Open) -> None:
-    open_store().close()
+def test_a_closed_store_leaves_no_file_open(begin: Begin) -> None:
+    begin().store.close()
     before = open_descriptors()
-    store = open_store()
-    Session(store, FIVE_A_MINUTE).call("x", 1)
-    store.close()
+    session = begin()
+    session.call("x")
+    session.store.close()
     assert open_descriptors() == before
 
 
@@ -213,26 +193,24 @@ def another_program(path: Path, does: str) -> Iterator[None]:
 
 
 def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_knows_every_count(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = open_store()
-    Session(store, FIVE_A_MINUTE).call("x", 2)
-    drain(store)
-    Session(store, FIVE_A_MINUTE, session="b" * 16).call("x", 1)
+    session = begin()
+    session.call("x", 2)
+    drain(session.store)
+    session.call("x", 1)
     with monkeypatch.context() as patch:
         patch.setattr(Upkeep, "drain", lambda *_: False)
-        store.close()
+        session.store.close()
     with another_program(path, "reads"):
-        late = open_store()
-        assert Session(late, FIVE_A_MINUTE, session="c" * 16).decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
-    late.close()
-    assert [held.used for held in open_store().held()] == [5]
+        late = begin()
+        assert late.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+    late.store.close()
+    assert used(begin().store) == [5]
 
 
-def test_a_database_that_another_program_is_changing_is_not_read(path: Path, open_store: Open) -> None:
-    store = open_store()
-    Session(store, FIVE_A_MINUTE).call("x", 2)
-    store.close()
+def test_a_database_that_another_program_is_changing_is_not_read(path: Path, begin: Begin) -> None:
+    begin().call_and_end(2)
     with another_program(path, "writes"), pytest.raises(StoreUnavailable, match="locked"):
-        open_store()
-    assert [held.used for held in open_store().held()] == [2]
+        begin()
+    assert used(begin().store) == [2]

@@ -11,15 +11,21 @@ from mcpguard.stores import clock
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import call_log, database
+from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.build import Session, Time
+from tests.stores.sqlite.conftest import MANY
 
-LIMIT = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
+
+@pytest.fixture
+def path(tmp_path: Path, small_log: int) -> Path:
+    """A store with three rows. A few calls fill its log."""
+    call(tmp_path / "mcpguard.db", 3, "a")
+    return tmp_path / "mcpguard.db"
 
 
 @contextlib.contextmanager
@@ -30,7 +36,7 @@ def opened(path: Path) -> Iterator[SqliteStore]:
 
 def call(path: Path, times: int, session: str, *, stays_in_the_log: bool = False) -> None:
     with opened(path) as store, pytest.MonkeyPatch.context() as patch:
-        calls = Session(store, LIMIT, session=session * 16)
+        calls = Session(store, MANY, session=session * 16)
         for _ in range(times):
             calls.one("x")
         if stays_in_the_log:
@@ -53,9 +59,7 @@ def with_a_log_that_lost_its_newest_pages(path: Path) -> None:
 
 def with_an_older_log_that_has_records(path: Path) -> None:
     call(path, 2, "b", stays_in_the_log=True)
-    older = Path(log_path(path)).read_bytes()
-    call(path, 3, "c")
-    Path(log_path(path)).write_bytes(older)
+    with_an_older_log(path)
 
 
 def with_a_database_from_a_backup(path: Path) -> None:
@@ -95,23 +99,17 @@ def without_its_database(path: Path) -> None:
     ],
 )
 def test_a_store_is_read_as_a_wrapper_repairs_it_and_the_loss_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmed: Callable[[Path], None], is_told: str | None
+    path: Path, harmed: Callable[[Path], None], is_told: str | None
 ) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    path = tmp_path / "mcpguard.db"
-    call(path, 3, "a")
     harmed(path)
-    before = {one: one.read_bytes() for one in tmp_path.iterdir()}
+    before = {one: one.read_bytes() for one in path.parent.iterdir()}
     told: list[str] = []
     with contextlib.closing(Reader(path, notify=told.append)) as reader:
         reader.clock = Time()
-        rows, newest = list(reader.entries()), list(reader.newest())
-        held, counted = (
-            reader.held(),
-            [count for some in reader.tally() for one in some.calls.values() for count in one.values()],
-        )
+        rows, newest, held = list(reader.entries()), list(reader.newest()), reader.held()
+        counted = [count for some in reader.tally() for one in some.calls.values() for count in one.values()]
         outcomes = reader.outcomes_of([1, 2, 3])
-    assert {one: one.read_bytes() for one in tmp_path.iterdir()} == before
+    assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
     with opened(path) as store:
         assert (rows, newest, held) == (list(store.entries()), list(store.newest()), store.held())
         assert outcomes == store.outcomes_of([1, 2, 3])
@@ -121,32 +119,24 @@ def test_a_store_is_read_as_a_wrapper_repairs_it_and_the_loss_is_told_once(
 
 
 @pytest.mark.parametrize("harmed", [with_an_older_log, with_a_database_older_than_all_that_the_log_has, without_its_log])
-def test_pruning_repairs_a_store_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmed: Callable[[Path], None]) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    path = tmp_path / "mcpguard.db"
-    call(path, 3, "a")
+def test_pruning_repairs_a_store_first(path: Path, harmed: Callable[[Path], None]) -> None:
     harmed(path)
     assert sum(SqliteAddress(str(path)).prune(Options(), wall_us() + 1)) >= 2
     with opened(path) as store:
         assert store.warnings == ()
 
 
-def test_after_a_restart_of_the_machine_windows_that_have_passed_meanwhile_are_over_for_a_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "mcpguard.db"
-    with contextlib.closing(SqliteStore(path, Options(), clock=lambda: wall_us() - 2 * 3_600_000_000)) as store:
-        Session(store, LIMIT).call("x", 3)
+def test_after_a_reboot_windows_that_have_passed_are_over_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "other.db"
+    with contextlib.closing(SqliteStore(path, clock=lambda: wall_us() - 2 * 3_600_000_000)) as store:
+        Session(store, MANY).call("x", 3)
     monkeypatch.setattr(clock, "base_id", lambda: "another boot")
-    with contextlib.closing(Reader(path)) as reader:
-        assert reader.held() == []
-    with contextlib.closing(SqliteStore(path)) as store:
-        assert store.held() == []
+    for kind in Reader, SqliteStore:
+        with contextlib.closing(kind(path)) as opened:
+            assert opened.held() == []
 
 
-def test_a_reader_that_follows_a_store_goes_on_when_a_wrapper_has_repaired_it(tmp_path: Path) -> None:
-    path = tmp_path / "mcpguard.db"
-    call(path, 3, "a")
+def test_a_reader_that_follows_a_store_goes_on_when_a_wrapper_has_repaired_it(path: Path) -> None:
     with_an_older_log(path)
     with contextlib.closing(Reader(path)) as reader:
         reader.clock = Time()
@@ -156,27 +146,21 @@ def test_a_reader_that_follows_a_store_goes_on_when_a_wrapper_has_repaired_it(tm
         assert [one.used for one in reader.held()] == [7]
 
 
-def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_log(tmp_path: Path) -> None:
-    path, backup = tmp_path / "mcpguard.db", tmp_path / "backup.db"
-    call(path, 3, "a")
+def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_log(path: Path) -> None:
+    backup = path.with_name("backup.db")
     with opened(path) as store:
-        Session(store, LIMIT, session="b" * 16).call("x", 1)  # only the log has it
+        Session(store, MANY, session="b" * 16).call("x", 1)  # only the log has it
         with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(backup)) as copy:
             source.backup(copy)
-    path.unlink()
     Path(log_path(path)).unlink()
-    backup.rename(path)
+    backup.replace(path)
     call(path, 2, "c")
     with opened(path) as store:
         assert [str(entry.record["session"])[0] for entry in store.entries()] == ["a"] * 3 + ["c"] * 2
         assert [one.used for one in store.held()] == [5]
 
 
-def test_a_reader_that_upkeep_and_calls_overtake_starts_over_and_tells_no_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "mcpguard.db"
-    call(path, 2, "a")
+def test_a_reader_that_upkeep_overtakes_starts_over_and_tells_no_loss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     position, told = database.position, list[str]()
 
     def overtaken(_: sqlite3.Connection) -> Position:
@@ -185,5 +169,5 @@ def test_a_reader_that_upkeep_and_calls_overtake_starts_over_and_tells_no_loss(
 
     with contextlib.closing(Reader(path, notify=told.append)) as reader:
         monkeypatch.setattr(database, "position", overtaken)
-        assert [one.row_id for one in reader.entries()] == [1, 2]
+        assert [one.row_id for one in reader.entries()] == [1, 2, 3]
     assert told == []

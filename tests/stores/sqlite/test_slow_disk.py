@@ -7,8 +7,8 @@ both instead, as if the disk took for ever. What then needs one of them fails, s
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,30 +19,15 @@ from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite import call_log, memory, upkeep
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
-from mcpguard.stores.sqlite.log_records import START, Position
+from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session
 from tests.callers import Caller
-from tests.stores.sqlite.conftest import MANY, Open, drain, turn_is_free
+from tests.stores.sqlite.conftest import MANY, Begin, OnFile, Open, drain, turn_is_free, turns_at, used
 
-ALL_KINDS = """
-[[rule]]
-tool = "x"
-limit = "100/1h"
-
-[[rule]]
-tool = "x"
-concurrent = 3
-
-[[rule]]
-tool = "x"
-limit = "2/1h"
-count = "errors"
-"""
-
-DENIED = '[[rule]]\ntool = "no"\nlimit = "deny"\n'
+ALL_KINDS = '[[rule]]\ntool = "x"\nlimit = "100/1h"\nconcurrent = 3\n[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'
 
 
 @contextlib.contextmanager
@@ -56,22 +41,24 @@ def hanging_disk(path: Path, upkeeping: SqliteStore) -> Iterator[None]:
     upkeeping._files.lock.release()
 
 
-def overtake(writer: Session, drains: SqliteStore, *, keeping_up: SqliteStore | None = None) -> None:
+def overtake(writer: OnFile, *, keeping_up: SqliteStore | None = None) -> None:
     """Let a writer append more than the log holds, while upkeep goes on."""
     for _ in range(200):
         writer.one("x")
-        drain(drains)
+        drain(writer.store)
         while keeping_up and keeping_up.catch_up():
             pass
+
+
+def call_one_by_one(session: Session, times: int) -> None:
+    for _ in range(times):
+        session.one("x")
 
 
 def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: Path, open_store: Open) -> None:
     upkeeping = open_store()
     told: list[str] = []
-
-    def opened() -> SqliteStore:
-        return open_store(timeout_ms=20)
-
+    opened = partial(open_store, timeout_ms=20)
     stores = [OutageStore(opened, mode="deny", notify=told.append, timeout_ms=30_000) for _ in range(2)]
     one, other = [Caller(store, ALL_KINDS, session=name * 16) for store, name in zip(stores, "ab", strict=True)]  # type: ignore[arg-type]
     for caller in one, other:  # the stores are open, and have their owners' files
@@ -98,21 +85,18 @@ def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: 
         store.close()
 
 
-def test_a_wrapper_that_keeps_up_while_it_is_idle_needs_no_database_later(path: Path, open_store: Open, small_log: int) -> None:
-    busy, idle = open_store(), open_store(timeout_ms=20)
-    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+def test_a_wrapper_that_keeps_up_while_it_is_idle_needs_no_database_later(path: Path, begin: Begin, small_log: int) -> None:
+    writer, sleeper = begin(MANY), begin(MANY, timeout_ms=20)
     sleeper.one("x")
-    overtake(writer, busy, keeping_up=idle)
-    assert busy._follower.at.end > small_log
-    with hanging_disk(path, busy):
+    overtake(writer, keeping_up=sleeper.store)
+    assert writer.store._follower.at.end > small_log
+    with hanging_disk(path, writer.store):
         assert sleeper.one("x").remaining == 100_000 - 202
 
 
-def test_a_wrapper_catches_up_in_small_parts_and_counts_what_it_reads(open_store: Open) -> None:
-    busy, idle = open_store(), open_store()
-    Session(busy, MANY).call("x", 1)
-    for _ in range(100):
-        Session(busy, MANY).one("x")
+def test_a_wrapper_catches_up_in_small_parts_and_counts_what_it_reads(begin: Begin) -> None:
+    writer, idle = begin(MANY), begin(MANY).store
+    call_one_by_one(writer, 101)
     parts = 0
     while idle.catch_up():
         parts += 1
@@ -122,149 +106,110 @@ def test_a_wrapper_catches_up_in_small_parts_and_counts_what_it_reads(open_store
 
 @pytest.mark.usefixtures("small_log")
 @pytest.mark.parametrize("writes", ["a call", "an outcome"])
-def test_a_wrapper_whose_records_were_overwritten_reads_the_database_before_its_turn(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, writes: str
+def test_a_wrapper_whose_records_were_overwritten_reads_the_database_in_nobodys_turn(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
-    busy, idle = open_store(), open_store()
-    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+    writer, sleeper = begin(MANY), begin(MANY)
     row_id = sleeper.one("x").row_id or 0
-    overtake(writer, busy)
-    load = idle._follower._load
-    turns: list[bool] = []
-
-    def noted() -> Any:
-        turns.append(turn_is_free(busy))
-        return load()
-
-    monkeypatch.setattr(idle._follower, "_load", noted)
+    overtake(writer)
+    turns = turns_at(monkeypatch, sleeper.store._follower, "_load", writer.store)
     if writes == "a call":
         assert sleeper.one("x").remaining == 100_000 - 202
     else:
-        idle.record([Outcome(row_id, "ok", 1)])
+        sleeper.store.record([Outcome(row_id, "ok", 1)])
     assert turns == [True]
 
 
-@pytest.mark.parametrize("calls", [20, 400])
+@pytest.mark.parametrize(("calls", "free"), [(20, []), (400, [True])])
 def test_others_may_take_their_turns_while_a_wrapper_reads_much(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, calls: int
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, calls: int, free: list[bool]
 ) -> None:
-    busy, idle = open_store(), open_store()
-    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
-    for _ in range(calls):
-        writer.one("x")
-    follow = idle._follower.follow
-    turns: list[bool] = []
-
-    def noted() -> None:
-        turns.append(turn_is_free(busy))
-        follow()
-
-    monkeypatch.setattr(idle._follower, "follow", noted)
+    writer, sleeper = begin(MANY), begin(MANY)
+    call_one_by_one(writer, calls)
+    turns = turns_at(monkeypatch, sleeper.store._follower, "follow", writer.store)
     assert sleeper.one("x").remaining == 100_000 - calls - 1
-    assert turns == ([] if calls == 20 else [True])
+    assert turns == free
 
 
-def test_a_wrapper_that_always_has_much_to_read_reads_it_in_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrapper_that_always_has_much_to_read_reads_it_in_its_turn(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CHUNKS_IN_TURN", 1)
-    busy, idle = open_store(), open_store()
-    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
-    follow = idle._follower.follow
+    writer, sleeper = begin(MANY), begin(MANY)
+    follow = sleeper.store._follower.follow
     turns: list[bool] = []
 
-    def write(calls: int) -> None:
-        for _ in range(calls):
-            writer.one("x")
-
     def noted() -> None:
-        turns.append(turn_is_free(busy))
+        turns.append(turn_is_free(writer.store))
         follow()
         if turns[-1]:
-            write(60)
+            call_one_by_one(writer, 60)
 
-    monkeypatch.setattr(idle._follower, "follow", noted)
-    write(60)
+    monkeypatch.setattr(sleeper.store._follower, "follow", noted)
+    call_one_by_one(writer, 60)
     verdict = sleeper.one("x")
     assert turns[-1] is False
     assert all(turns[:-1])
     assert verdict.remaining == 100_000 - 60 * len(turns) - 1
 
 
-def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy, other = open_store(), open_store()
-    writer, reader_ = Session(busy, MANY), Session(other, MANY, session="b" * 16)
-    turns: list[bool] = []
-    read_some = Memory.read_some
-
-    def noted(self: Memory, log: CallLog, at: Position) -> Position:
-        turns.append(turn_is_free(busy))
-        return read_some(self, log, at)
-
-    monkeypatch.setattr(Memory, "read_some", noted)
+def test_a_wrapper_among_others_reads_the_log_before_its_turn(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = begin(MANY), begin(MANY)
+    turns = turns_at(monkeypatch, Memory, "read_some", writer.store)
     for call in range(2):
         writer.one("x")
         turns.clear()
-        assert reader_.one("x").remaining == 100_000 - 2 * call - 2
+        assert reader.one("x").remaining == 100_000 - 2 * call - 2
         assert {*turns} == {call > 0}  # in its turn the first time: it did not know of the other
 
 
-def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = open_store()
-    Session(busy, MANY).call("x", 5)
-    turns: list[bool] = []
-    read = CallLog.records
-
-    def noted(self: CallLog, at: Position) -> Iterator[tuple[str, Position]]:
-        for record in read(self, at):
-            turns.append(turn_is_free(busy))
-            yield record
-
-    monkeypatch.setattr(CallLog, "records", noted)
+def test_a_hook_reads_the_log_before_its_turn(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = begin(MANY)
+    busy.call("x", 5)
+    turns = turns_at(monkeypatch, CallLog, "some", busy.store)
     assert leave_note(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
-    assert turns
-    assert all(turns)
+    *reading, _ = turns  # in its turn it finds nothing more
+    assert reading
+    assert all(reading)
 
 
-def test_a_long_drain_is_left_to_the_next_process_after_a_transaction(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk on which each transaction of a drain takes longer than a process may hold the lock."""
     monkeypatch.setattr(upkeep, "HOLD_S", 0)
     monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_long_drain_is_left_to_the_next_process_after_a_transaction(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    busy, other = open_store(), open_store()
-    for _ in range(20):
-        Session(busy, MANY).one("x")
-    drained_ends = []
-    for store in (busy, other, busy):
+    session, other = begin(MANY), begin(MANY)
+    call_one_by_one(session, 20)
+    drained_ends = [START.end]
+    for store in (session.store, other.store, session.store):
         assert store.catch_up() is False
         assert store.needs_tending
         store.tend()
         drained_ends.append(store._log.drained().end)
-    assert START.end < drained_ends[0] < drained_ends[1] < drained_ends[2] < busy._follower.at.end
-    assert sum(held.used for held in busy.held()) == 20
+    assert drained_ends == sorted({*drained_ends})
+    assert drained_ends[-1] < session.store._follower.at.end
+    assert used(session.store) == [20]
 
 
-def test_the_drain_at_the_end_of_a_session_has_a_bound(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "HOLD_S", 0)
+@pytest.mark.usefixtures("slow")
+def test_the_drain_at_the_end_of_a_session_has_a_bound(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "DRAIN_AT_CLOSE_S", 0)
-    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
-    busy = open_store()
-    for _ in range(20):
-        Session(busy, MANY).one("x")
-    busy.close()
+    session = begin(MANY)
+    call_one_by_one(session, 20)
+    session.store.close()
     with contextlib.closing(CallLog(log_path(path))) as log:
-        assert 0 < log.drained().end < busy._follower.at.end
-    assert Session(open_store(), MANY, session="b" * 16).one("x").remaining == 100_000 - 21
+        assert 0 < log.drained().end < session.store._follower.at.end
+    assert begin(MANY).one("x").remaining == 100_000 - 21
 
 
-@pytest.mark.usefixtures("small_log")
-def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_drain(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("small_log", "slow")
+def test_a_call_waits_for_room_in_the_log_and_not_for_the_whole_drain(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "ROOM_BYTES", 0)
-    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
-    monkeypatch.setattr(upkeep, "HOLD_S", 0)
-    store = open_store(timeout_ms=60_000)
-    session = Session(store, MANY)
+    session = begin(MANY, timeout_ms=60_000)
+    store = session.store
     waits: list[int] = []
 
     def one_transaction(end: int, _: float) -> None:
@@ -279,43 +224,33 @@ def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_dra
     assert store._log.drained().end >= waits[0]
 
 
-def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_else_is(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, other = open_store(durability="full"), open_store(durability="full")
-    session, others = Session(store, MANY + DENIED), Session(other, MANY, session="b" * 16)
-    others.one("x")
-    usual = Session(open_store(), MANY, session="c" * 16)
-    forced: list[bool] = []
-
-    def force(_: int) -> None:
-        forced.append(turn_is_free(other))
-
-    monkeypatch.setattr(call_log, "_sync", force)
+def test_only_calls_are_forced_to_the_disk_while_others_have_turns(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = begin(MANY + '[[rule]]\ntool = "no"\nlimit = "deny"\n', durability="full")
+    other, usual = begin(MANY, durability="full"), begin(MANY)
+    other.one("x")
+    monkeypatch.setattr(call_log, "_sync", lambda _: None)
+    forced = turns_at(monkeypatch, call_log, "_sync", other.store)
     row_id = session.one("x").row_id or 0
     assert forced == [True]
     assert session.decisions("no", 3) == ["denied"] * 3  # of which the first has a row
     assert forced == [True] * 2
     assert session.decisions("no") == ["denied"]
-    store.record([Outcome(row_id, "ok", 1)])
-    store.append([])
+    session.store.record([Outcome(row_id, "ok", 1)])
+    session.store.append([])
     usual.one("x")
     assert forced == [True] * 2
 
 
-def test_a_call_that_cannot_be_forced_to_the_disk_is_not_forwarded_and_stays_counted(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, other = open_store(durability="full"), open_store()
-    session, others = Session(store, MANY), Session(other, MANY, session="b" * 16)
+def test_a_call_that_cannot_be_forced_to_the_disk_fails_and_stays_counted(begin: Begin) -> None:
+    session, other = begin(MANY, durability="full"), begin(MANY)
 
     def fail(_: int) -> None:
-        assert others.one("x").remaining == 99_998  # others have read it, and gone on
+        assert other.one("x").remaining == 99_998  # others have read it, and gone on
         raise OSError(5, "Input/output error")
 
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(call_log, "_sync", fail)
         with pytest.raises(StoreUnavailable, match="Input/output"):
             session.one("x")
     assert session.one("x").remaining == 99_997
-    assert [entry.record["seq"] for entry in store.entries()] == [1, 1, 2]
+    assert [entry.record["seq"] for entry in session.store.entries()] == [1, 1, 2]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sqlite3
 import stat
 import sys
@@ -29,10 +30,12 @@ from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
+from tests.callers import Caller
 from tests.stores.conftest import as_on, broken
-from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Times, ask, counter_of, rows
+from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Begin, Open, Times, ask, counter_of, rows
 
 Transaction = Callable[[sqlite3.Connection], contextlib.AbstractContextManager[None]]
+Harm = Callable[[Path], None]
 
 
 def decisions(store: SqliteStore, times: int, session: str = "a" * 16) -> list[str]:
@@ -76,20 +79,6 @@ def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
-def test_reopening_changes_nothing(open_store: Open) -> None:
-    first = open_store()
-    decisions(first, 4)
-    before = (first.held(), list(first.entries()), first.args_key)
-    first.close()
-    second = open_store()
-    assert (second.held(), list(second.entries()), second.args_key) == before
-    assert decisions(second, 2, "b" * 16) == ["allowed", "rate_limited"]
-
-
-def test_each_file_has_a_key_of_its_own(tmp_path: Path, open_store: Open) -> None:
-    assert open_store(tmp_path / "one.db").args_key != open_store(tmp_path / "two.db").args_key
-
-
 def test_a_folder_in_place_of_the_file_is_reported_and_no_file_is_created(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     with pytest.raises(StoreUnavailable, match="state is a folder") as raised:
@@ -121,75 +110,69 @@ def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
         if owner is not clock:
             asked += [lambda: list(found.rows()), lambda: list(found.newest())]
         told = re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
-        with broken(owner, name, errno.EIO):
-            for ask_for in asked:
-                with pytest.raises(StoreUnavailable, match=told):
-                    ask_for()
+        for ask_for in asked:
+            with broken(owner, name, errno.EIO), pytest.raises(StoreUnavailable, match=told):
+                ask_for()
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
+def is_overwritten(path: Path) -> None:
+    overwrite(path, database.PAGE_BYTES, path.stat().st_size - database.PAGE_BYTES)
 
 
-def overwritten_after_its_first_page(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(database.PAGE_BYTES)
-        file.write(b"\xff" * (path.stat().st_size - database.PAGE_BYTES))
-
-
-def replaced_by_another_programs(path: Path) -> None:
+def is_another_programs(path: Path) -> None:
     path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE other (x)")
 
 
+def is_none(path: Path) -> None:
+    path.write_bytes(b"this is not a database" * 100)
+
+
+def begins_as_one(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + b"\xff" * 4000)
+
+
+ELSEWHERE = "correct the path, or move the file away"
+
+
 @pytest.mark.parametrize(
-    ("harm", "what", "hint"),
+    ("harm", "has_log", "what", "hint"),
     [
-        (emptied, "is damaged: it is empty", "move it away"),
-        (overwritten_after_its_first_page, "or its disk cannot be read", "if its disk works, move it away"),
-        (replaced_by_another_programs, "another program made this", "correct the path, or move"),
+        (lambda path: path.write_bytes(b""), True, "is damaged: it is empty", "move it away"),
+        (is_overwritten, True, "or its disk cannot be read|is damaged: Failed", "(if its disk works, )?move it away"),
+        (is_none, True, "is damaged: file is not", "move it away"),
+        (is_none, False, "is not a store of mcpguard: file is not", ELSEWHERE),
+        (begins_as_one, True, "is damaged: file is not", "move it away"),
+        (begins_as_one, False, "is not a store of mcpguard: file is not", ELSEWHERE),
+        (is_another_programs, False, "is not a store of mcpguard: another program made this", ELSEWHERE),
     ],
 )
-def test_a_reader_is_told_what_is_wrong_with_a_database_and_what_to_do(
-    path: Path, open_store: Open, harm: Callable[[Path], None], what: str, hint: str
+def test_what_is_wrong_with_a_database_and_what_to_do_is_told_and_it_stays_as_it_is(
+    path: Path, open_store: Open, harm: Harm, has_log: bool, what: str, hint: str
 ) -> None:
     open_store().close()
+    if not has_log:
+        Path(log_path(path)).unlink()
     harm(path)
-    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match=what) as raised:
-        reader.held()
-    assert raised.value.hint.startswith(hint)
+    before = contents(path)
+
+    def read() -> None:
+        with contextlib.closing(Reader(path)) as reader:
+            reader.held()
+
+    for use in (read, open_store, open_store):
+        with pytest.raises(StoreUnavailable, match=f"^{re.escape(str(path))} .*({what})") as raised:
+            use()
+        assert re.match(hint, raised.value.hint)
+    assert contents(path) == before
 
 
 NO_DATABASES = pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
 
 
-@NO_DATABASES
-@pytest.mark.parametrize(
-    ("has_log", "what", "hint"),
-    [(True, "is damaged", "move it away"), (False, "is not a store of mcpguard", "correct the path, or move")],
-)
-def test_a_file_that_is_no_database_is_damaged_or_without_a_call_log_a_mistyped_path_and_not_recreated(
-    path: Path, open_store: Open, content: bytes, has_log: bool, what: str, hint: str
-) -> None:
-    open_store().close()
-    if not has_log:
-        Path(log_path(path)).unlink()
-    path.write_bytes(content)
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable, match=what) as raised:
-            open_store()
-        assert raised.value.message.startswith(str(path))
-        assert raised.value.hint.startswith(hint)
-    assert [
-        (one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size and "calls" not in one.name
-    ] == [(path.name, content)]
-
-
-def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, open_store: Open) -> None:
-    store = open_store()
-    decisions(store, 3)
-    store.close()
+def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, begin: Begin) -> None:
+    begin().call_and_end(3)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         database.set_position(db, log_records.START)  # as before the rows were written
     with pytest.raises(StoreUnavailable) as raised:
@@ -198,22 +181,25 @@ def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_d
     assert raised.value.hint.startswith("move it away")
 
 
-def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open, times: Times) -> None:
-    store = open_store()
-    decisions(store, 3)
-    times[0].pass_s(3)
-    store.tend()
+def overwrite(path: Path, at: int, count: int) -> None:
     with path.open("r+b") as file:
-        file.seek(1024)
-        file.write(b"\xff" * (path.stat().st_size - 1024))
-    damaged = path.read_bytes()
-    decisions(store, 2, "b" * 16)
+        file.seek(at)
+        file.write(b"\xff" * count)
+
+
+def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, begin: Begin, times: Times) -> None:
+    session = begin()
+    session.call("x", 3)
     times[0].pass_s(3)
-    for attempt in (store.tend, open_store):
-        with pytest.raises(StoreUnavailable, match=r"is damaged") as raised:
+    session.store.tend()
+    overwrite(path, 1024, path.stat().st_size - 1024)
+    damaged = path.read_bytes()
+    session.call("x", 2)
+    times[0].pass_s(3)
+    for attempt in (session.store.tend, begin):
+        with pytest.raises(StoreUnavailable, match=f"^{re.escape(str(path))} is damaged"):
             attempt()
-        assert raised.value.message.startswith(str(path))
-    store.close()
+    session.store.close()
     assert path.read_bytes() == damaged
 
 
@@ -223,9 +209,7 @@ def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_
     store.close()
     whole = path.read_bytes()
     page = ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'audit'")
-    with path.open("r+b") as file:
-        file.seek((page - 1) * database.PAGE_BYTES)
-        file.write(b"\xff" * database.PAGE_BYTES)
+    overwrite(path, (page - 1) * database.PAGE_BYTES, database.PAGE_BYTES)
     store = open_store()  # which reads no row
     for ask_again in (lambda: list(store.entries()), open_store):
         with pytest.raises(StoreUnavailable, match="is damaged"):
@@ -235,27 +219,15 @@ def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_
     assert len(list(open_store().entries())) == 2
 
 
-def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_them(path: Path, open_store: Open) -> None:
-    store = open_store()
-    decisions(store, 2)
-    store.close()
+def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_them(path: Path, begin: Begin) -> None:
+    begin().call_and_end(2)
     copy = path.read_bytes()
-    store = open_store()
-    decisions(store, 2, "b" * 16)
-    store.close()
+    begin().call_and_end(2)
     path.write_bytes(copy)
-    store = open_store()
+    store = begin().store
     assert store._log.drained().end < store._follower.at.end
     store.close()
     assert rows(path) == 4
-
-
-def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(path: Path, open_store: Open) -> None:
-    store = open_store()
-    with broken(call_log.CallLog, "ends_at", errno.EIO), pytest.raises(StoreUnavailable, match="Input/output error"):
-        decisions(store, 1)
-    with contextlib.closing(lock_file(log_path(path))) as lock:
-        assert lock.acquire(0)
 
 
 # Schema
@@ -266,51 +238,52 @@ def contents(path: Path) -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in path.parent.iterdir() if one.stat().st_size}
 
 
-@pytest.mark.parametrize(
-    ("version", "what"),
-    [
-        (database.VERSION + 1, rf"has schema {database.VERSION + 1}, and this mcpguard knows schemas up to {database.VERSION}"),
-        *[(version, "was written by an unreleased preview") for version in (1, database.VERSION - 1)],
-    ],
-)
-def test_another_schema_is_refused_with_a_reason_and_unchanged(path: Path, open_store: Open, version: int, what: str) -> None:
-    open_store().close()
+def with_schema(version: int, path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute(f"PRAGMA user_version = {version}")
-    before = contents(path)
-    with pytest.raises(StoreUnavailable, match=what) as raised:
-        open_store()
-    assert raised.value.hint
-    assert contents(path) == before
 
 
-@pytest.mark.parametrize("log_format", [1, call_log.FORMAT - 1, call_log.FORMAT + 1])
-@pytest.mark.parametrize("has_database", [True, False])
-def test_a_log_of_another_format_is_refused_before_its_database_is_changed_or_made(
-    path: Path, open_store: Open, log_format: int, *, has_database: bool
-) -> None:
-    decisions(open_store(), 3)
+def with_log_format(log_format: int, path: Path) -> None:
     with contextlib.closing(call_log.CallLog(log_path(path))) as log:
         log.write_header({**log.header, "format": log_format})
-    if not has_database:
-        if sys.platform == "win32":
-            pytest.skip("Windows deletes no open file")
-        path.unlink()
-    before = contents(path)
-    with pytest.raises(StoreUnavailable, match=f"has format {log_format}, and this mcpguard knows format") as raised:
-        open_store()
-    assert raised.value.hint.startswith("use the mcpguard that wrote it")
-    assert contents(path) == before
 
 
-def test_a_log_of_another_database_is_refused_and_nothing_is_changed(path: Path, open_store: Open) -> None:
-    for at in (path, other := path.with_name("other.db")):
-        open_store(at).close()
-    Path(log_path(other)).replace(log_path(path))
-    before = contents(path)
-    with pytest.raises(StoreUnavailable, match="belongs to another database"):
-        open_store()
-    assert contents(path) == before
+def with_a_log_alone(path: Path) -> None:
+    with_log_format(9, path)
+    path.unlink()
+
+
+def with_the_log_of_another(path: Path) -> None:
+    SqliteStore(path.with_name("other.db")).close()
+    Path(log_path(path.with_name("other.db"))).replace(log_path(path))
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (partial(with_schema, database.VERSION + 1), f"has schema {database.VERSION + 1}, .* knows schemas up to"),
+        (partial(with_schema, 1), "was written by an unreleased preview"),
+        (partial(with_schema, database.VERSION - 1), "was written by an unreleased preview"),
+        (partial(with_log_format, 1), "has format 1, .* knows format .*use the mcpguard that wrote it"),
+        (partial(with_log_format, call_log.FORMAT + 1), f"has format {call_log.FORMAT + 1}, "),
+        (with_a_log_alone, "has format 9, "),
+        (with_the_log_of_another, "belongs to another database"),
+    ],
+    ids=["later schema", "first preview", "last preview", "old log", "later log", "log alone", "another's log"],
+)
+def test_files_of_another_version_or_store_are_refused_with_a_reason_and_unchanged(
+    tmp_path: Path, path: Path, open_store: Open, harm: Harm, what: str
+) -> None:
+    decisions(open_store(), 3)  # it stays open, so that the log has records
+    copy = tmp_path / "copy" / path.name
+    shutil.copytree(path.parent, copy.parent)
+    harm(copy)
+    before = contents(copy)
+    with pytest.raises(StoreUnavailable) as raised:
+        open_store(copy)
+    assert re.search(what, f"{raised.value.message}; {raised.value.hint}")
+    assert raised.value.hint
+    assert contents(copy) == before
 
 
 def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,10 +314,7 @@ def test_an_error_that_has_ended_a_transaction_is_reported_itself(tmp_path: Path
 
 
 def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(open_store: Open) -> None:
-    with (
-        broken(opening, "lock_file", errno.EMFILE),
-        pytest.raises(StoreUnavailable, match="Too many open files") as caught,
-    ):
+    with broken(opening, "lock_file", errno.EMFILE), pytest.raises(StoreUnavailable, match="Too many open files") as caught:
         open_store()
     assert "ulimit -a" in caught.value.hint
 
@@ -365,21 +335,11 @@ def test_a_reader_sees_no_part_of_a_store_in_the_making(tmp_path: Path) -> None:
     assert set(seen) == {0}
 
 
-def test_a_log_is_stored_in_the_documented_form() -> None:
-    state = (1_767_225_600_000_000, 1, 2, 1_767_225_600_000_001, 4_000_000_000)
-    assert pack_log(state) == b"".join(
-        [
-            (1_767_225_600_000_000).to_bytes(8, "little"),
-            (1).to_bytes(8, "little") + (2).to_bytes(4, "little"),
-            (1_767_225_600_000_001).to_bytes(8, "little") + (4_000_000_000).to_bytes(4, "little"),
-        ]
-    )
-    assert unpack_log(pack_log(state)) == state
-
-
-def test_a_sum_of_costs_above_four_bytes_is_stored_as_the_largest_that_they_hold() -> None:
-    us = 1_767_225_600_000_000
-    assert unpack_log(pack_log((us, us, 7, us + 1, 1 << 40))) == (us, us, 7, us + 1, (1 << 32) - 1)
+def test_a_log_is_stored_in_the_documented_form_and_a_cost_above_four_bytes_as_the_largest_that_they_hold() -> None:
+    state = (1_767_225_600_000_000, 1, 2, 1_767_225_600_000_001, 1 << 40)
+    numbers = [(1_767_225_600_000_000, 8), (1, 8), (2, 4), (1_767_225_600_000_001, 8), ((1 << 32) - 1, 4)]
+    assert pack_log(state) == b"".join(value.to_bytes(size, "little") for value, size in numbers)
+    assert unpack_log(pack_log(state)) == (*state[:4], (1 << 32) - 1)
 
 
 # Time
@@ -418,21 +378,15 @@ def test_steps_of_the_wall_clock_do_not_matter(machine: Machine) -> None:
     assert decisions(machine.open(), 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_second_time_base_is_refused_while_a_process_uses_the_first(machine: Machine) -> None:
-    first = machine.open()
+def test_a_second_time_base_is_refused_until_no_process_uses_the_first(machine: Machine) -> None:
+    first, second = machine.open(), machine.open()
     decisions(first, 3)
     machine.reboots()
     with pytest.raises(StoreUnavailable, match="in use by another machine") as raised:
         machine.open()
     assert "Redis" in raised.value.hint
-    machine.base = "boot 1"
     machine.boot.now_us = 100_000_000
     assert decisions(first, 3, "b" * 16) == ["allowed", "allowed", "rate_limited"]
-
-
-def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: Machine) -> None:
-    first, second = machine.open(), machine.open()
-    decisions(first, 5)
     first.close()
     machine.reboots()
     with pytest.raises(StoreUnavailable):
@@ -440,18 +394,15 @@ def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: 
     second.close()
     machine.wall.pass_s(30)
     after = machine.open()
-    assert decisions(after, 1, "b" * 16) == ["rate_limited"]
+    assert decisions(after, 1, "c" * 16) == ["rate_limited"]
     machine.boot.pass_s(30)
-    assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
-    assert decisions(machine.open(), 1, "d" * 16) == ["rate_limited"]
+    assert decisions(after, 6, "d" * 16) == ["allowed"] * 5 + ["rate_limited"]
+    assert decisions(machine.open(), 1, "e" * 16) == ["rate_limited"]
 
 
-def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has_the_newest_charge(
-    path: Path, machine: Machine
-) -> None:
-    each_tool = '[[rule]]\ntool = "*"\nlimit = "5/1m"\n'
+def test_time_does_not_run_back_over_a_reboot_if_only_the_call_log_has_the_newest_charge(path: Path, machine: Machine) -> None:
     first = machine.open()
-    session = Session(first, each_tool)
+    session = Session(first, FIVE_A_MINUTE + FIVE_A_MINUTE.replace("x", "y"))
     session.call("y")
     machine.boot.pass_s(3600)
     session.call("x", 5)
@@ -460,14 +411,14 @@ def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has
     assert rows(path, "counter") == 0
     machine.reboots()
     machine.wall.pass_s(-86_400)
-    after = Session(machine.open(), each_tool, session="b" * 16)
-    assert after.decisions("x") == ["rate_limited"]
+    after = machine.open()
+    assert decisions(after, 1, "b" * 16) == ["rate_limited"]
     machine.boot.pass_s(60)
-    assert after.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
+    assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
 
 @pytest.mark.parametrize("ahead_s", [-86_400, -3600, 0, 3600, 86_400 * 365])
-def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_and_delays_it_by_a_window_at_most(
+def test_after_a_reboot_a_wrong_clock_admits_a_limit_once_more_and_delays_it_by_a_window(
     machine: Machine, ahead_s: int
 ) -> None:
     first = machine.open()
@@ -486,9 +437,7 @@ def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_
         after.close()
 
 
-def test_opening_on_a_network_file_system_creates_no_database(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_file_system_gets_no_database(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     look = {"win32": "network_drive", "darwin": "network_volume"}.get(sys.platform, "network_mount")
     monkeypatch.setattr(filesystem, look, lambda _: "nfs4")
     with pytest.raises(StoreUnavailable, match=r"network file system \(nfs4\)") as raised:
@@ -509,31 +458,46 @@ def test_macos_forces_calls_and_transactions_through_the_disks_own_memory(path: 
     assert as_on("darwin", call_log, monkeypatch)._sync is force
 
 
-@pytest.mark.parametrize("counts", ["calls", "cost"])
-def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(open_store: Open, counts: str) -> None:
-    store = open_store()
-    session = Session(store, f'{FIVE_A_MINUTE}count = "{counts}"\n')
-    session.call("x", 2)
+Trouble = Callable[[Open], contextlib.AbstractContextManager[None]]
+
+
+def another_has_the_turn(open_store: Open) -> contextlib.AbstractContextManager[None]:
+    return open_store()._follower.turn()
+
+
+@pytest.mark.parametrize(
+    "policy", [FIVE_A_MINUTE, FIVE_A_MINUTE + 'count = "cost"\n', '[[rule]]\ntool = "x"\nconcurrent = 5\n']
+)
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        pytest.param(lambda _: broken(call_log, "_pwrite", errno.EIO), "Input/output error", id="a write"),
+        pytest.param(lambda _: broken(call_log.CallLog, "ends_at", errno.EIO), "Input/output error", id="a read in its turn"),
+        pytest.param(lambda _: broken(locks, "_lock", errno.ENOLCK), os.strerror(errno.ENOLCK), id="a turn"),
+        pytest.param(another_has_the_turn, "did not come free in time", id="a turn in time"),
+    ],
+)
+def test_a_decision_whose_part_fails_charges_nothing_leaves_no_gap_and_hinders_nobody(
+    path: Path, open_store: Open, policy: str, trouble: Trouble, words: str
+) -> None:
+    store = open_store(timeout_ms=20)
+    caller = Caller(store, policy)
+    caller.words("x", "x")
     seen = store.last_seen()
-    with broken(call_log, "_pwrite", errno.EIO):
-        for times in (1, 2):
-            with pytest.raises(StoreUnavailable, match="Input/output error"):
-                session.call("x", times)
+    with trouble(open_store):
+        for tools in ("x", "xx"):
+            with pytest.raises(StoreUnavailable, match=words):
+                caller.words(*tools)
+            with contextlib.suppress(StoreUnavailable):
+                store.settle([Ending(*caller.flying[0], False)] if "concurrent" in policy else [])
             assert store.last_seen() == seen
-    assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
+    with contextlib.closing(lock_file(log_path(path))) as turn:
+        assert turn.acquire(0)
+    assert caller.words(*"xxxx") == ["allowed"] * 3 + ["rate_limited"]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open) -> None:
-    store = open_store()
-    with broken(locks, "_lock", errno.ENOLCK), pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
-        decisions(store, 1)
-    assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavailable_store(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_read_that_fails_as_a_store_opens_makes_it_unavailable(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(fd: int, count: int, at: int) -> bytes:
         reads.append(at)
         if len(reads) == failing:
@@ -552,30 +516,26 @@ def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavai
             open_store().close()
 
 
-def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_store: Open) -> None:
-    store, other = open_store(timeout_ms=20), open_store()
-    with other._follower.turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
-        decisions(store, 1)
-    assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_current_counters(open_store: Open) -> None:
-    store, other = open_store(), open_store()
-    session = Session(store, FIVE_A_MINUTE)
+def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_current_counters(begin: Begin) -> None:
+    session, other = begin(), begin()
     session.call("x", 5)
     assert [session.one("x").has_own_row for _ in range(3)] == [True, False, False]
-    end = store._follower.at
+    end = session.store._follower.at
     assert session.decisions("x") == ["rate_limited"]
-    assert store._follower.at == end
-    other.reset([store.held()[0].label])
+    assert session.store._follower.at == end
+    other.store.reset([session.store.held()[0].label])
     assert session.decisions("x") == ["allowed"]
 
 
-def test_closing_moves_all_records_into_the_database(path: Path, open_store: Open) -> None:
+def test_closing_moves_all_records_into_the_database_and_reopening_changes_nothing(path: Path, open_store: Open) -> None:
     store = open_store()
     decisions(store, 6)
+    before = (store.held(), list(store.entries()), store.args_key)
     store.close()
     assert rows(path) == 6
+    again = open_store()
+    assert (again.held(), list(again.entries()), again.args_key) == before
+    again.close()
     Path(log_path(path)).unlink()
     assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
 
@@ -583,8 +543,8 @@ def test_closing_moves_all_records_into_the_database(path: Path, open_store: Ope
 EACH_ONCE = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n'
 
 
-def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_ones_go_on(open_store: Open, times: Times) -> None:
-    session = Session(open_store(most=3), EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n')
+def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_ones_go_on(begin: Begin, times: Times) -> None:
+    session = begin(EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n', most=3)
     assert [session.decisions(tool) for tool in "abc"] == [["allowed"]] * 3
     request = session.charges("d")
     (refused,) = session.store.decide(request, session.journal)
@@ -599,36 +559,29 @@ def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_one
     assert session.decisions("d", 3) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_a_call_that_warns_is_not_refused_beyond_the_most_counters(open_store: Open) -> None:
-    session = Session(open_store(most=1), EACH_ONCE + 'warn = "100%"\n')
-    assert [len(one.warned) for one in session.call("a", 3)] == [0, 1, 0]
-
-
-def test_nothing_is_uncounted_when_another_process_or_an_outage_has_more_counters_than_the_most(open_store: Open) -> None:
-    few, many = open_store(most=2), open_store()
-    one, other = Session(few, EACH_ONCE), Session(many, EACH_ONCE, session="b" * 16)
+def test_nothing_is_uncounted_when_another_process_or_an_outage_has_more_counters_than_the_most(begin: Begin) -> None:
+    one, other = begin(EACH_ONCE, most=2), begin(EACH_ONCE)
     assert [other.decisions(tool) for tool in "abcdef"] == [["allowed"]] * 6
     assert [one.decisions(tool, 2) for tool in "abcdef"] == [["allowed", "rate_limited"]] * 6
     assert one.decisions("g") == ["unavailable"]
-    few.adopt([(counter_of(one.charges("g")), (-1, -1, 1))], "a" * 64)
+    one.store.adopt([(counter_of(one.charges("g")), (-1, -1, 1))], "a" * 64)
     assert one.decisions("g", 2) == ["allowed", "rate_limited"]
-    few.close()
-    late = Session(open_store(most=2), EACH_ONCE, session="c" * 16)
+    one.store.close()
+    late = begin(EACH_ONCE, most=2)
     assert [late.decisions(tool) for tool in "abcdefg"] == [["rate_limited"]] * 7
     assert late.decisions("h") == ["unavailable"]
 
 
-def test_a_call_whose_errors_need_a_counter_that_has_no_room_is_refused(open_store: Open) -> None:
-    session = Session(open_store(most=1), EACH_ONCE + 'count = "errors"\n')
-    calls = session.charges("a")
-    (allowed,) = session.store.decide(calls, session.journal)
-    session.store.settle([Ending(allowed.row_id or 0, calls[0].plan, True)])
-    assert session.decisions("b") == ["unavailable"]
-    assert session.decisions("a") == ["allowed"]
+def test_only_a_call_that_needs_a_counter_without_room_is_refused(begin: Begin) -> None:
+    errors, warns = Caller(begin(most=1).store, EACH_ONCE + 'count = "errors"\n'), begin(EACH_ONCE + 'warn = "100%"\n', most=2)
+    assert errors.words("a") == ["allowed"]
+    errors.end(failed=True)
+    assert [errors.words(tool) for tool in "ba"] == [["unavailable"], ["allowed"]]
+    assert [len(one.warned) for one in warns.call("a", 3)] == [0, 1, 0]
 
 
-def test_expired_counters_make_room_without_a_look_at_all_of_them_in_one_call(open_store: Open, times: Times) -> None:
-    session = Session(open_store(most=2000), EACH_ONCE)
+def test_expired_counters_make_room_without_a_look_at_all_of_them_in_one_call(begin: Begin, times: Times) -> None:
+    session = begin(EACH_ONCE, most=2000)
     for at in range(5000):
         assert session.decisions(f"t{at}") == ["allowed"]
         times[0].pass_ms(60)
@@ -646,11 +599,10 @@ def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> Non
     assert decided.count("allowed") == 3 + 5
 
 
-def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_store: Open) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE, arguments="full")
-    assert [verdict.decision for verdict in session.call("x", 6, arguments={"text": "ä" * 300_000})] == ["allowed"] * 5 + [
-        "rate_limited"
-    ]
-    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
-    assert "not kept" in str(next(iter(store.entries())).record["arguments"])
+def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(begin: Begin) -> None:
+    session = begin()
+    session.keep_arguments("full")
+    assert session.decisions("x", 6, arguments={"text": "ä" * 300_000}) == ["allowed"] * 5 + ["rate_limited"]
+    entries = list(session.store.entries())
+    assert [entry.record["seq"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert "not kept" in str(entries[0].record["arguments"])

@@ -3,10 +3,9 @@
 import contextlib
 import itertools
 import sqlite3
-import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 from types import SimpleNamespace
@@ -17,10 +16,10 @@ from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.sqlite import call_log, database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
-from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session
-from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Tend, Times, ask, counter_of, rows, used
+from tests.stores.conftest import around_next, before_each, broken
+from tests.stores.sqlite.conftest import FIVE_A_MINUTE, MANY, Begin, OnFile, Open, Tend, Times, ask, counter_of, rows, used
 
 ALONE = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
 """The `_meta` of calls that have lines of their own in the log, and fill it."""
@@ -29,32 +28,31 @@ ALONE = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
 # Draining
 
 
-def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(path: Path, open_store: Open, times: Times) -> None:
-    store = open_store()
+def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(path: Path, begin: Begin, times: Times) -> None:
+    session = begin()
+    store = session.store
     store.tend()
-    session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
     store.tend()
     assert (rows(path), store.needs_tending) == (0, True)
     times[0].now_us += upkeep.DRAIN_EVERY_US
     store.tend()
     assert (rows(path), store.needs_tending) == (2, False)
-    while store._follower.at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
+    while waiting_bytes(store) < upkeep.DRAIN_BYTES:
         session.call("free", 100, _meta=ALONE)
     store.tend()
     assert (rows(path), store.needs_tending) == (session.calls, False)
     assert used(store) == [2]
 
 
-def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Tend) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
+def test_a_drain_takes_little_memory(path: Path, begin: Begin, tend: Tend) -> None:
+    session = begin()
     session.call("free", 400, _meta=ALONE)
-    tend(store)  # what is loaded or made once
+    tend(session.store)  # what is loaded or made once
     session.call("free", 400, _meta=ALONE)
     tracemalloc.start()
     try:
-        tend(store)
+        tend(session.store)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -63,36 +61,29 @@ def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Tend) -
 
 
 def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_changes_a_page(
-    path: Path, open_store: Open, tend: Tend, monkeypatch: pytest.MonkeyPatch
+    path: Path, begin: Begin, tend: Tend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share_bytes = 2 << 20
-    store = open_store(max_bytes=16 * share_bytes)
-    session = Session(store, FIVE_A_MINUTE)
+    session = begin(max_bytes=16 * share_bytes)
     ids: list[int] = []
     for _ in range(20):
         requests = session.charges("free", 100)
         for request in requests:
             request.detail = {"arguments": "x" * 3000}
-        ids += [verdict.row_id or 0 for verdict in store.decide(requests, session.journal)]
-        tend(store)
+        ids += [verdict.row_id or 0 for verdict in session.store.decide(requests, session.journal)]
+        tend(session.store)
     for at in range(0, len(ids), 50):
-        store.record([Outcome(row_id, "ok", 1) for row_id in ids[at : at + 50]])
-    sizes: list[int] = []
-    set_position = database.set_position
-
-    def look(db: sqlite3.Connection, upto: Position) -> None:
-        sizes.append(Path(beside(path, "-journal")).stat().st_size)
-        set_position(db, upto)
-
-    monkeypatch.setattr(database, "set_position", look)
-    tend(store)
+        session.store.record([Outcome(row_id, "ok", 1) for row_id in ids[at : at + 50]])
+    journal = Path(beside(path, "-journal"))
+    sizes = before_each(monkeypatch, database, "set_position", lambda: journal.stat().st_size)
+    tend(session.store)
     assert ask(path, "SELECT count(*) FROM audit WHERE outcome = 'ok'") == len(ids) == 2000
     assert share_bytes / 4 < max(sizes) < share_bytes
 
 
-def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_store: Open, times: Times) -> None:
-    one, other = open_store(), open_store()
-    session = Session(one, FIVE_A_MINUTE)
+def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, begin: Begin, times: Times) -> None:
+    session = begin()
+    one, other = session.store, begin().store
     for store in one, other:
         store.tend()
     session.call("x", 2)
@@ -108,83 +99,61 @@ def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_
     assert rows(path) == 3
 
 
-def test_after_a_drain_that_took_long_the_disk_has_a_rest(
-    path: Path, open_store: Open, times: Times, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store()
-    store.tend()
-    session = Session(store, FIVE_A_MINUTE)
-    session.call("x", 1)
+def test_after_a_drain_that_took_long_the_disk_has_a_rest(path: Path, begin: Begin, times: Times) -> None:
+    session = begin()
+    session.store.tend()
+    session.call("x")
     times[0].now_us += upkeep.DRAIN_EVERY_US
-    with monkeypatch.context() as patched:
+    with pytest.MonkeyPatch.context() as patched:
         patched.setattr(upkeep, "time", SimpleNamespace(monotonic=itertools.count(step=0.5).__next__))
-        store.tend()
-    session.call("x", 1)
-    times[0].now_us += upkeep.REST_SHARE * 500_000
-    store.tend()
-    assert rows(path) == 1
-    times[0].now_us += upkeep.LONGEST_REST_US - upkeep.REST_SHARE * 500_000
-    store.tend()
-    assert rows(path) == 2
+        session.store.tend()
+    session.call("x")
+    for rest_us, drained in ((upkeep.REST_SHARE * 500_000, 1), (upkeep.LONGEST_REST_US - upkeep.REST_SHARE * 500_000, 2)):
+        times[0].now_us += rest_us
+        session.store.tend()
+        assert rows(path) == drained
 
 
-def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: Times) -> None:
-    one, other = open_store(), open_store(timeout_ms=1)
-    assert one._files.lock.acquire(0)
-    session = Session(other, FIVE_A_MINUTE)
+def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, begin: Begin, times: Times) -> None:
+    lock, session = begin().store._files.lock, begin(timeout_ms=1)
+    assert lock.acquire(0)
     assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
     times[0].now_us += upkeep.DRAIN_EVERY_US
-    other.tend()
-    assert (rows(path), other.needs_tending) == (0, True)
-    one._files.lock.release()
-    other.tend()
+    session.store.tend()
+    assert (rows(path), session.store.needs_tending) == (0, True)
+    lock.release()
+    session.store.tend()
     assert rows(path) == 6
 
 
-def test_a_thread_leaves_upkeep_to_another_one_of_its_process(path: Path, open_store: Open) -> None:
-    store = open_store()
-    Session(store, FIVE_A_MINUTE).call("x")
-    with store._upkeep._locked() as is_mine:  # as in the other thread
+def test_a_thread_leaves_upkeep_to_another_one_of_its_process(path: Path, begin: Begin) -> None:
+    session = begin()
+    session.call("x")
+    with session.store._upkeep._locked() as is_mine:  # as in the other thread
         assert is_mine
-        assert not store._upkeep.drain(0)
+        assert not session.store._upkeep.drain(0)
     assert rows(path) == 0
-    assert store._upkeep.drain(0)
+    assert session.store._upkeep.drain(0)
     assert rows(path) == 1
 
 
-def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
-    """Let something happen within the next transaction that drains records, and in no later one."""
-    write = draining.Drain.write
-
-    def wrapped(self: draining.Drain, first_row: int, batch: list[str]) -> None:
-        monkeypatch.undo()
-        write(self, first_row, batch)
-        happen()
-
-    monkeypatch.setattr(draining.Drain, "write", wrapped)
-
-
-@pytest.mark.parametrize("between", ["reset", "adopt", "call"])
+@pytest.mark.parametrize(
+    ("between", "left"),
+    [
+        (lambda other: other.store.reset([counter_of(other.charges("x")).label]), []),
+        (lambda other: other.store.adopt([(counter_of(other.charges("x")), (-1, -1, 4))], token_hex()), [7]),
+        (lambda other: other.call("x", 2), [5]),
+    ],
+    ids=["reset", "adopt", "call"],
+)
 def test_records_appended_while_the_log_is_drained_are_kept(
-    open_store: Open, tend: Tend, monkeypatch: pytest.MonkeyPatch, between: str
+    begin: Begin, tend: Tend, monkeypatch: pytest.MonkeyPatch, between: Callable[[OnFile], object], left: list[int]
 ) -> None:
-    store, other = open_store(), open_store()
-    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "1000/1h"\n')
-    counter = counter_of(session.charges("x"))
+    session, other = begin(MANY), begin(MANY)
     session.call("x", 3)
-
-    def happen() -> None:
-        if between == "reset":
-            other.reset([counter.label])
-        elif between == "adopt":
-            other.adopt([(counter, (-1, -1, 4))], token_hex())
-        else:
-            Session(other, '[[rule]]\ntool = "x"\nlimit = "1000/1h"\n', session="b" * 16).call("x", 2)
-
-    during(monkeypatch, happen)
-    tend(store, after_s=3)
-    expected = {"reset": [], "adopt": [7], "call": [5]}[between]
-    assert used(store) == used(other) == used(open_store()) == expected
+    around_next(monkeypatch, draining.Drain, "write", after=lambda: between(other))
+    tend(session.store, after_s=3)
+    assert used(session.store) == used(other.store) == used(begin().store) == left
 
 
 @pytest.fixture
@@ -205,41 +174,27 @@ def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object
 
 
 @pytest.mark.usefixtures("paced_log")
-def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-    with tended(store):
-        for _ in range(60):
-            assert set(session.decisions("free", 50, _meta=ALONE)) == {"allowed"}
-            store.keep_pace(lambda: None)
-    assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 3001))
-
-
-@pytest.mark.usefixtures("paced_log")
-def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    stormy, other = open_store(), Session(open_store(), FIVE_A_MINUTE)
-    session = Session(stormy, FIVE_A_MINUTE, session="b" * 16)
+def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    stormy, other = begin(), begin()
     waits: list[float] = []
     let_it_wait(monkeypatch, waits.append)
     while not waits:
-        session.call("free", 10, _meta=ALONE)
-        stormy.keep_pace(lambda: None)
+        stormy.call("free", 10, _meta=ALONE)
+        stormy.store.keep_pace(lambda: None)
     assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
 
 
 @pytest.mark.parametrize(("timeout_ms", "longest_s"), [(100, 0.1), (60_000, 0.25)])
 def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_again_but_never_for_long(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, paced_log: int, timeout_ms: int, longest_s: float
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, paced_log: int, timeout_ms: int, longest_s: float
 ) -> None:
-    store = open_store(timeout_ms=timeout_ms)
-    session = Session(store, FIVE_A_MINUTE)
+    session = begin(timeout_ms=timeout_ms)
     waits: list[tuple[float, float]] = []
     hurried: list[int] = []
-    let_it_wait(monkeypatch, lambda wait_s: waits.append((waiting_bytes(store) / paced_log, wait_s)))
-    while waiting_bytes(store) < 0.95 * paced_log:
+    let_it_wait(monkeypatch, lambda wait_s: waits.append((waiting_bytes(session.store) / paced_log, wait_s)))
+    while waiting_bytes(session.store) < 0.95 * paced_log:
         session.call("free", _meta=ALONE)
-        store.keep_pace(lambda: hurried.append(len(waits)))
+        session.store.keep_pace(lambda: hurried.append(len(waits)))
     assert hurried == list(range(len(waits)))  # before each wait
     assert waits == sorted(waits)
     assert all(0.5 < share < 1 and wait_s == pytest.approx(longest_s * (2 * share - 1) ** 0.5) for share, wait_s in waits)
@@ -248,30 +203,29 @@ def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_a
 
 
 @pytest.mark.usefixtures("paced_log")
-def test_a_process_whose_upkeep_fails_does_not_wait_for_it(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
+def test_a_process_whose_upkeep_fails_does_not_wait_for_it(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = begin()
     waits: list[float] = []
     let_it_wait(monkeypatch, waits.append)
-    with monkeypatch.context() as patched:
-        patched.setattr(draining, "_INSERT_ROW", "INSERT INTO missing")
-        session.call("free", _meta=ALONE)
-        store.tend()
-    assert "calls continue" in store.warnings[0]
+    session.call("free", _meta=ALONE)
+    with broken(draining.Drain, "write", sqlite3.OperationalError("disk I/O error")):
+        session.store.tend()
+    assert "calls continue" in session.store.warnings[0]
     for _ in range(461):
         session.call("free", _meta=ALONE)
-        store.keep_pace(lambda: None)
+        session.store.keep_pace(lambda: None)
     assert not waits
 
 
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
 def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
 ) -> None:
-    store = open_store()
+    session = begin()
+    store = session.store
     while store._upkeep.has_more_to_do:
         store.tend()
-    Session(store, FIVE_A_MINUTE).call("x", 3)
+    session.call("x", 3)
     assert store._decided_s
     waits: list[float] = []
     monkeypatch.setattr(pauses, "WORK_S", 0.0)
@@ -279,8 +233,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     monkeypatch.setattr(store, "_decided_s", 1e18)  # as if each moment a call was decided
     monkeypatch.setattr("time.sleep", waits.append)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    if is_urgent:
-        monkeypatch.setattr(upkeep, "URGENT_BYTES", 1)
+    monkeypatch.setattr(upkeep, "URGENT_BYTES", 1 if is_urgent else upkeep.URGENT_BYTES)
     with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
         store.tend()
     assert bool(waits) is not (is_awaited or is_urgent)
@@ -288,50 +241,9 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     assert store._upkeep._is_busy()
 
 
-@contextlib.contextmanager
-def tended(store: SqliteStore) -> Iterator[None]:
-    """Runs a bookkeeper's thread beside the thread that decides."""
-    done = threading.Event()
-
-    def tend() -> None:
-        while not done.wait(0.001):
-            store.tend()
-
-    thread = threading.Thread(target=tend)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
-    path: Path, open_store: Open, tend: Tend
-) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-
-    def outcomes() -> list[object]:
-        found = [entry.record.get("outcome") for entry in store.entries()]
-        assert [entry.record.get("outcome") for entry in store.newest()] == found[::-1]
-        return found
-
-    early, late = session.call("x", 2)
-    store.record([Outcome(early.row_id or 0, "ok", 1)])
-    assert outcomes() == ["ok", None]
-    tend(store)
-    assert outcomes() == ["ok", None]
-    store.record([Outcome(late.row_id or 0, "tool_error", 1), Outcome(early.row_id or 0, "rpc_error", 1)])
-    assert outcomes() == ["ok", "tool_error"]
-    tend(store)
-    assert outcomes() == ["ok", "tool_error"]
-    assert ask(path, "SELECT group_concat(outcome) FROM audit") == "ok,tool_error"
-
-
-def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: Open, tend: Tend) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
+def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, begin: Begin, tend: Tend) -> None:
+    session = begin()
+    store = session.store
     session.call("x", 2)
     tend(store)
     session.call("x", 2)
@@ -348,22 +260,21 @@ def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: O
 # Pruning
 
 
-def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, open_store: Open, tend: Tend) -> None:
-    store = open_store(keep_us=100_000_000)
-    old = Session(store, FIVE_A_MINUTE, session="a" * 16)
+def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, begin: Begin, tend: Tend) -> None:
+    old = begin(keep_us=100_000_000)
+    store, young = old.store, Session(old.store, FIVE_A_MINUTE, session="b" * 16)
     old.call("free", 5000)
     tend(store)
-    young = Session(store, FIVE_A_MINUTE, session="b" * 16)
     young.call("free", 7)
     tend(store, after_s=39)
     assert rows(path) == 5007
     tend(store)
     young.call("free")
     tend(store)
-    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16] * 1
+    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16]
     assert rows(path, "fragment") == 1
     assert old.decisions("free") == ["allowed"]
-    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16, "a" * 16]
+    assert [entry.record["session"] for entry in store.entries()] == ["b" * 16, old.journal.session]
 
 
 def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, tend: Tend) -> None:
@@ -377,54 +288,51 @@ def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, 
     assert Counter(entry.record["namespace"] for entry in brief.entries()) == {"brief": 1, "long": 1200}
 
 
-@pytest.mark.parametrize("kind", ["short", "together", "long names", "long arguments"])
+@pytest.mark.parametrize(
+    "make_calls",
+    [
+        lambda session, _: session.call("free", 200, _meta=ALONE),
+        lambda session, _: session.call("counted", 200),
+        lambda session, number: [session.call(f"{number}-{at}-{'n' * 200}") for at in range(60)],
+        lambda session, _: session.call("free", arguments={"text": "x" * 60_000}),
+    ],
+    ids=["short", "together", "long names", "long arguments"],
+)
 def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
+    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch, make_calls: Callable[[OnFile, int], object]
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 128 * 1024)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 32 * 1024)
     most = 2_000_000
-    store = open_store(max_bytes=most)
-    policy = FIVE_A_MINUTE + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n'
-    session = Session(store, policy, arguments="full" if kind == "long arguments" else "hash")
+    session = begin(FIVE_A_MINUTE + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n', max_bytes=most)
+    session.keep_arguments("full")
     session.call("x", 3)
     largest = 0
     for number in range(150):
-        if kind == "short":
-            session.call("free", 200, _meta=ALONE)
-        elif kind == "together":
-            session.call("counted", 200)
-        elif kind == "long names":
-            for at in range(60):
-                session.call(f"{number}-{at}-{'n' * 200}")
-        else:
-            session.call("free", arguments={"text": "x" * 60_000})
-        store.tend()
+        make_calls(session, number)
+        session.store.tend()
         largest = max(largest, sum(one.stat().st_size for one in path.parent.iterdir()))
     assert most * 0.6 < largest < most * 1.1
-    kept = [entry.record["seq"] for entry in store.entries()]
+    kept = [entry.record["seq"] for entry in session.store.entries()]
     assert kept == list(range(session.journal.seq - len(kept) + 1, session.journal.seq + 1))
     assert session.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(path: Path, open_store: Open, times: Times) -> None:
-    store = open_store(keep_us=100_000_000)
-    session = Session(store, FIVE_A_MINUTE)
+def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(path: Path, begin: Begin, times: Times) -> None:
+    session = begin(keep_us=100_000_000)
     for _ in range(200):
         session.call("free", 200, _meta=ALONE)
-        store.tend()
-    before = path.stat().st_size
+        session.store.tend()
+    sizes = [path.stat().st_size]
     for time in times:
         time.pass_s(200)
     session.call("free")
-    store.tend()
-    sizes = [path.stat().st_size]
-    while store.needs_tending:
-        store.tend()
+    while len(sizes) == 1 or session.store.needs_tending:
+        session.store.tend()
         sizes.append(path.stat().st_size)
-    assert before > 2_500_000
+    assert sizes[0] > 2_500_000
     assert sizes[-1] < 1_500_000
-    assert max(one - other for one, other in zip([before, *sizes], sizes, strict=False)) <= upkeep._PAGES_AT_ONCE * 4096 + 4096
+    assert max(one - other for one, other in itertools.pairwise(sizes)) <= upkeep._PAGES_AT_ONCE * 4096 + 4096
 
 
 def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Tend) -> None:
@@ -441,42 +349,36 @@ def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Ten
     assert 50 < kept["one"] < 1000
 
 
-def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open, tend: Tend) -> None:
-    store = open_store(max_bytes=1)
-    session = Session(store, FIVE_A_MINUTE)
+def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(begin: Begin, tend: Tend) -> None:
+    session = begin(max_bytes=1)
     session.call("x", 2)
-    tend(store)
-    assert [entry.row_id for entry in store.entries()] == [2]
+    tend(session.store)
+    assert [entry.row_id for entry in session.store.entries()] == [2]
     assert session.decisions("free") == ["allowed"]
-    assert [entry.row_id for entry in store.entries()] == [2, 3]
+    assert [entry.row_id for entry in session.store.entries()] == [2, 3]
 
 
-def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_charged_again(
-    path: Path, open_store: Open, tend: Tend
-) -> None:
-    store, other = open_store(), open_store()
-    session = Session(store, '[[rule]]\ntool = "x"\nlimit = ["5/1m", "9/1h"]\n')
+def test_expired_counters_are_deleted_and_labelled_again_by_a_charge(path: Path, begin: Begin, tend: Tend) -> None:
+    session, other = begin('[[rule]]\ntool = "x"\nlimit = ["5/1m", "9/1h"]\n'), begin().store
     session.call("x")
-    tend(store)
+    tend(session.store)
     assert rows(path, "counter") == 2
     session.call("free")
-    tend(store, after_s=120)
+    tend(session.store, after_s=120)
     assert rows(path, "counter") == 1
     session.call("x")
-    assert used(store) == used(other) == [1, 2]
-    tend(store)
-    assert used(open_store()) == [2]
+    assert used(session.store) == used(other) == [1, 2]
+    tend(session.store)
+    assert used(begin().store) == [2]
 
 
-def test_old_notes_and_write_back_ids_are_deleted(path: Path, open_store: Open, tend: Tend) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
+def test_old_write_back_ids_are_deleted(path: Path, begin: Begin, tend: Tend) -> None:
+    session = begin()
     counter = counter_of(session.charges("x"))
-    store.adopt([(counter, (-1, -1, 4))], "a name")
-    tend(store)
-    store.adopt([(counter, (-1, -1, 4))], "a name")
-    open_store().adopt([(counter, (-1, -1, 4))], "a name")
-    assert rows(path, "adopted") == 1
+    for _ in range(2):
+        session.store.adopt([(counter, (-1, -1, 4))], "a name")
+        tend(session.store)
+        assert rows(path, "adopted") == 1
     session.call("x")
-    tend(store, after_s=31 * 86_400)
+    tend(session.store, after_s=31 * 86_400)
     assert rows(path, "adopted") == 0
