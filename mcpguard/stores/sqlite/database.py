@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
-from mcpguard.files import StrPath, is_there, size_bytes
+from mcpguard.files import StrPath, size_bytes
 from mcpguard.light_typing import Final, TypeVar
 from mcpguard.limiter.sliding import State
 from mcpguard.stores.sqlite.call_log import beside, log_path
@@ -178,8 +178,8 @@ def require_schema(db: sqlite3.Connection, path: StrPath) -> int:
     # In one statement, because another process may be creating the store
     question = "SELECT user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_user_version"
     found, has_tables = map(int, db.execute(question).fetchone())
-    if not found and has_tables and not is_there(log_path(path)):
-        raise no_store(path, OF_ANOTHER)  # each store has a call log
+    if not found and has_tables:
+        raise no_store(path, OF_ANOTHER)
     if found > VERSION:
         raise StoreUnavailable(
             f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",

@@ -146,6 +146,7 @@ ELSEWHERE = "correct the path, or move the file away"
         (begins_as_one, True, "is damaged: file is not", "move it away"),
         (begins_as_one, False, "is not a store of mcpguard: file is not", ELSEWHERE),
         (is_another_programs, False, "is not a store of mcpguard: another program made this", ELSEWHERE),
+        (is_another_programs, True, "is not a store of mcpguard: another program made this", ELSEWHERE),
     ],
 )
 def test_what_is_wrong_with_a_database_and_what_to_do_is_told_and_it_stays_as_it_is(
