@@ -272,6 +272,10 @@ class Host:
         self._buffer.clear()
         return rest
 
+    def ended(self) -> tuple[bytes, int]:
+        """Everything until the end of the stream, and the exit status."""
+        return self.rest(), self.wait()
+
     def message(self) -> Message:
         """The next message."""
         line = self.line()
@@ -336,6 +340,10 @@ class Host:
         if WINDOWS:
             return not processes.left_after(DEADLINE_S, self._pids)
         return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
+
+    def is_up(self) -> None:
+        """Wait until calls can be judged."""
+        until(lambda: " store=" in self.err, "the guard is up")
 
     def audit(self) -> list[Message]:
         """The audit rows of calls."""

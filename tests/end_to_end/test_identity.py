@@ -40,12 +40,6 @@ def session(home: Path, *messages: Message, **how: Any) -> list[Message]:
             'user = "carol"',
             ("alice", "config", "unknown::subagent::Explore", "config", "crm"),
         ),
-        (
-            [],
-            {"MCPGUARD_USER": "bob", "MCPGUARD_AGENT": "E::api::e", "MCPGUARD_SERVER": "erp"},
-            'user = "carol"\nagent = "C::api::c"',
-            ("bob", "config", "E::api::e", "config", "erp"),
-        ),
         ([], {}, 'user = " ünï::cødé \\t"', (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER)),
     ],
     ids=repr,
@@ -113,7 +107,6 @@ def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(
     assert mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT=agent).stdout.count(f"warning: {said}\n") == times
 
 
-WOMAN = "\U0001f469"
 ODD = {"user": 'al ice"\x1b[2J\u202e', "server": "客户 服务", "agent": "a\\x1b::batch::\U0001f469\u200d"}
 
 
@@ -125,4 +118,4 @@ def test_odd_names_stand_in_the_first_line_in_quotation_marks_and_without_contro
     first = next(line for line in host.err.splitlines() if line.startswith("mcpguard: "))
     assert first.isprintable()
     assert r' server="客户 服务" user="al ice\"\x1b[2J\u202e" ' in first
-    assert rf' agent="a\\x1b::batch::{WOMAN}\u200d" policy=the starter policy (4 rules) store=' in first
+    assert r' agent="a\\x1b::batch::👩\u200d" policy=the starter policy (4 rules) store=' in first

@@ -153,6 +153,12 @@ def test_a_server_whose_status_is_lost_counts_as_failed(start: Start) -> None:
 
 
 @posix
+def test_the_server_is_our_child_in_a_process_group_of_its_own(start: Start) -> None:
+    child = start(*PYTHON, "import os; print(os.getpgrp() == os.getpid(), os.getppid())")
+    assert said(child) == f"True {os.getpid()}\n"
+
+
+@posix
 def test_the_server_gets_exactly_the_given_environment(start: Start) -> None:
     child = start("/usr/bin/env", environ={"ONE": "1", "TWO": "ü\udcff"})
     assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]

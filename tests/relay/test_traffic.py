@@ -199,6 +199,14 @@ def test_the_store_decides_before_the_server_gets_a_byte(line: Line) -> None:
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
 
 
+def test_a_last_line_without_an_end_is_judged(line: Line) -> None:
+    line.send(call(1), call(2))
+    os.write(line.to_guard, json.dumps(call(3)).encode())
+    line.close_client()
+    assert line.server_has(2) == [call(1), call(2)]
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
+
+
 @pytest.fixture
 def unguarded() -> Iterator[Line]:
     one = Line(guards=False)

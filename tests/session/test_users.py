@@ -13,11 +13,8 @@ EXPIRED = Unauthenticated("the token in /t expired at 2026-01-01T00:00:00Z", "ge
 def test_without_a_verified_user_calls_are_denied_and_everything_else_passes() -> None:
     talk = Talk(PolicyError("broken"), who=VERIFIED)
     talk.identify(EXPIRED)
-    assert talk.client(call_line("x", 1, requestState="s"), request("tools/list", 2), b"not json") == [
-        "forwarded 2",
-        "answered 1: 401",
-        "answered None: -32700",
-    ]
+    came_out = talk.client(call_line("x", 1, requestState="s"), request("tools/list", 2), b"not json")
+    assert came_out == ["forwarded 2", "answered 1: 401", "answered None: -32700"]
     error = talk.to_client[0]["error"]
     assert error["code"] == 401
     assert error["message"] == "Tool x was not called: the token in /t expired at 2026-01-01T00:00:00Z. Get a new one."
@@ -35,8 +32,8 @@ def test_a_retry_that_was_denied_as_unauthenticated_stays_free() -> None:
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n', who=VERIFIED)
     alice = Identity("alice", "jwt", "crm")
     talk.identify(alice)
-    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
-    talk.answer(1, resultType="input_required", requestState="s", inputRequests={})
+    assert talk.client_calls("x", 1) == ["forwarded 1"]
+    talk.ask_for_input(1, "s")
     talk.identify(EXPIRED)
     assert talk.client(call_line("x", 2, requestState="s")) == ["answered 2: 401"]
     talk.identify(alice)
@@ -50,7 +47,7 @@ def test_a_new_identity_replaces_the_previous_one_completely() -> None:
     everybody: list[Identity | Unauthenticated] = [alice, EXPIRED, Identity("bob", "jwt", "crm"), alice]
     for at, found in enumerate(everybody):
         talk.identify(found)
-        talk.client(call_line("x", at))
+        talk.client_calls("x", at)
     members = ("decision", "user", "user_source", "email", "roles", "act", "agent", "agent_source")
     shown = [[one.get(key) for key in members] for one in talk.records]
     nobody = "unknown::interactive::default"
