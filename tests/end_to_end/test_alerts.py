@@ -10,11 +10,12 @@ import pytest
 
 from tests.alerts.test_notifier import WRITE, read
 from tests.alerts.webhook import Webhook, webhook
-from tests.hook.test_deciding import enforce, reason, used
+from tests.hook.test_deciding import enforce, reason
 from tests.redis_servers import running
 
 from .host import DEADLINE_S, Host, policy, rule, script, until
 from .outages import EagerHost, is_back, wait_for
+from .test_hook import used
 
 LAST = {"mcpguard.relay.guard.MESSAGES_S": DEADLINE_S}
 """A wrapper that gives its last messages all the time that a busy machine may need."""

@@ -21,10 +21,7 @@ SESSION = {"CLAUDE_CODE_SESSION_ID": "abc123", "CLAUDE_CODE_ENTRYPOINT": "cli"}
 """What Claude Code tells the servers that it starts in a session."""
 
 
-PATIENCE: Mapping[str, float] = {
-    "mcpguard.hook.run.TIMEOUT_S": DEADLINE_S,
-    "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS,
-}
+PATIENCE: Mapping[str, float] = {"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S, "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS}
 """A hook's limits, with all the time that a busy machine may need."""
 
 
@@ -45,17 +42,17 @@ def hook(
     return dict(json.loads(done.stdout or b"{}"))
 
 
+def used(tool: str, call_id: str = "t1", **more: object) -> Message:
+    """What Claude Code tells its hook before a call."""
+    given = {"session_id": "abc123", "transcript_path": "/t", "cwd": "/p", "permission_mode": "default"}
+    event = {"hook_event_name": "PreToolUse", "tool_name": tool, "tool_input": {"query": "x"}, "tool_use_id": call_id}
+    return given | event | more
+
+
 def note(home: Path, tool_use_id: str, *options: str, agent: str | None = "Explore", **env: str) -> None:
     """Claude Code tells its hook of a call of a subagent, or of the main agent."""
-    told: Message = {
-        "session_id": "abc123",
-        "hook_event_name": "PreToolUse",
-        "tool_name": "mcp__crm__search",
-        "tool_input": {"query": "x"},
-        "tool_use_id": tool_use_id,
-    }
     of = {"agent_id": "a315cca28b4992124", "agent_type": agent} if agent is not None else {}
-    assert hook(home, "claude-code", told | of, *options, tuned=PATIENCE, **env) == {}
+    assert hook(home, "claude-code", used("mcp__crm__search", tool_use_id, **of), *options, tuned=PATIENCE, **env) == {}
 
 
 def create_store(home: Path) -> None:

@@ -1,20 +1,16 @@
 """Verified users: real wrappers, real keys, and a real server of keys."""
 
 import json
-import threading
-import time
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcpguard.identity.keys import REFRESH_S
 from mcpguard.text.printing import quoted
 from tests import provider
 from tests.provider import KeyServer, settings, token, write_token
 
-from .host import DEADLINE_S, Host, Message, budget, call, policy, rule, script
+from .host import DEADLINE_S, Host, Message, call, policy, rule, script
 
 OBEDIENT = script("obedient")
 PATIENT = {"mcpguard.identity.keys.FETCH_S": DEADLINE_S}
@@ -29,18 +25,6 @@ def denied(answer: Message) -> dict[str, Any]:
     assert (data["reason"], data["axis"]) == ("unauthenticated", "user")
     assert "user" not in data
     return error
-
-
-def call_until(host: Host, tool: str, outcome: str) -> Message:
-    """Call again and again until the answer has a result, or an error."""
-    deadline = time.monotonic() + DEADLINE_S + REFRESH_S
-    number = 0
-    while True:
-        number += 1
-        answer = host.call(f"{outcome} {number}", tool)
-        if outcome in answer:
-            return answer
-        assert time.monotonic() < deadline, answer
 
 
 def test_a_verified_user_is_limited_and_on_record_with_all_that_the_token_says(tmp_path: Path, keys: KeyServer) -> None:
@@ -108,31 +92,6 @@ def test_no_part_of_a_token_is_in_the_audit_on_stderr_on_disk_or_in_an_answer(
     for piece in secret.split("."):
         assert piece.encode() not in everything
     assert b"mallory" not in everything
-
-
-def test_keys_that_do_not_come_hold_up_calls_for_the_stores_budget_and_nothing_else(tmp_path: Path, keys: KeyServer) -> None:
-    come = threading.Event()
-
-    def late(handler: BaseHTTPRequestHandler) -> None:
-        assert come.wait(DEADLINE_S)
-        keys.behaviour = None
-        handler.do_GET()  # type: ignore[attr-defined]
-
-    keys.behaviour = late
-    file = settings(tmp_path, keys.url)
-    write_token(file, token())
-    budget(tmp_path, 250)
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        began_s = time.monotonic()
-        host.ask("tools", "tools/list")
-        message = denied(host.call(1, "search"))["message"]
-        assert time.monotonic() - began_s < DEADLINE_S / 2
-        assert f"keys are being fetched from {keys.url}. Call again in a moment." in message
-        host.send(rb'{"jsonrpc":"2.0","id":2,"method":"tools\/call","params":{"name":"search"}}' + b"\n")  # the same method
-        assert denied(host.answer(2))["message"] == message
-        come.set()
-        assert "result" in call_until(host, "search", "result")
-        assert host.end() == 0
 
 
 def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: Path, keys: KeyServer) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.client_agents import AgentNote
 from tests.build import Talk, call_line, request
+from tests.recorded_hooks import CODEX
 
 WHO = Identity("alice", "os", "crm", claude_session="s")
 ONCE = '[[rule]]\nper = ["session"]\nlimit = "1/1h"\n'
@@ -39,6 +40,12 @@ def test_codex_tells_the_session_of_each_call() -> None:
     assert talk.client(called("e", sessionId="a b")) == ["answered e: 429"]  # no valid id
     assert sessions(talk) == ["s1", "s1", "s2", RUN, RUN]
     assert "client_session" not in talk.records[-1]
+
+
+def test_a_recorded_call_of_codexs_subagent_is_in_its_parents_session() -> None:
+    talk = begun()
+    talk.client(*(request("tools/call", caller, **CODEX[caller]["params"]) for caller in ("main", "subagent")))
+    assert [record["decision"] for record in talk.records] == ["allowed", "rate_limited"]
 
 
 @pytest.mark.parametrize(("who", "client"), [(WHO, "my-own"), (WHO._replace(trust_client_info=False), "codex-mcp-client")])
