@@ -16,22 +16,7 @@ FORMS = [
     '{"method":"tools/call","params":{"_meta":%s,"name":"x","arguments":%s},"jsonrpc":"2.0","id":%s}',
     '{ "id" : %s , "params" : { "arguments" : %s, "name" : "x", "_meta":%s, "task" : { } } , "method" : "tools/call" }\r',
 ]
-VALUES = [
-    "1",
-    "12",
-    "-3",
-    "true",
-    "null",
-    '"a"',
-    '"é\\""',
-    "{}",
-    '{"a":1}',
-    '{"a":{"b":[1,{}]},"c":"}"}',
-    "[]",
-    '{"a":1,"a":2}',
-    "1e5",
-    "1.5",
-]
+VALUES = [*'1 12 -3 true null "a" {} {"a":1} [] {"a":1,"a":2} 1e5 1.5'.split(), '"é\\""', '{"a":{"b":[1,{}]},"c":"}"}']
 MARKS = [*'{}[],:"\\ 19ax\0', "\u2028", "\r", "\ud800", '"id":2,', '"params":{},', ',"name":"y"', "NaN", "1" * 5000]
 
 
