@@ -61,10 +61,6 @@ def test_messages_pass_before_there_is_a_session_in_bounded_memory_and_not_after
     assert early.pass_early(read([PING]), 0) is None
 
 
-def test_no_message_passes_by_a_session_that_has_begun(scene: Scene) -> None:
-    assert scene.dispatcher.pass_early(read([PING]), 0) is None
-
-
 def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[str, bool]] = []
 
@@ -207,18 +203,14 @@ def lines(unread: AnswersQueue) -> list[bytes]:
     return [line.frame.rstrip(b"\n") for found, _ in unread.take() for line in found]
 
 
-def test_a_chunk_is_kept_until_it_is_taken() -> None:
+def test_a_chunk_is_kept_until_it_is_taken_unless_it_has_whole_frames_and_no_request_is_in_flight() -> None:
     unread = AnswersQueue()
+    assert not unread.add(FRAME, awaits_answers=False)
+    assert unread.held_bytes == 0
     assert unread.add(FRAME, awaits_answers=True)
     assert unread.held_bytes == len(FRAME)
     assert lines(unread) == [FRAME[:-1]]
     assert (unread.held_bytes, lines(unread)) == (0, [])
-
-
-def test_whole_frames_are_not_kept_while_no_request_is_in_flight() -> None:
-    unread = AnswersQueue()
-    assert not unread.add(FRAME, awaits_answers=False)
-    assert unread.held_bytes == 0
 
 
 @pytest.mark.parametrize("cut", range(1, len(FRAME) - 1))

@@ -58,14 +58,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
     assert told["time"] == "2026-01-01T00:00:00.000000Z"
     assert (told["args_hash"], told["request_id"], told["duration_ms"]) == ("0102", 4, 1.5)
     assert told["exceeded"] == [HOURLY._replace(counts="cost").members() | {"retry_after_ms": 847}]
-    assert record(Row(WALL_US, 1, "policy", '{"session":"x"}')) == {
-        "id": "x-1",
-        "time": "2026-01-01T00:00:00.000000Z",
-        "time_us": WALL_US,
-        "session": "x",
-        "seq": 1,
-        "decision": "policy",
-    }
+    assert list(record(Row(WALL_US, 1, "policy", '{"session":"x"}'))) == ["id", "time", "time_us", "session", "seq", "decision"]
 
 
 @pytest.mark.parametrize(

@@ -175,20 +175,24 @@ def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_which_nobody_kn
     assert "retry_after_ms" not in record
 
 
-@pytest.mark.parametrize("later", [call_line("other", 2), request("ping", 2), request("ping", "2")])
+@pytest.mark.parametrize(
+    ("later", "code"),
+    [
+        (call_line("other", 2), -32600),
+        (request("ping", 2), -32600),
+        (request("ping", "2"), -32600),
+        (b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":1}}', -32602),
+    ],
+    ids=["call", "ping", "ping with a text", "refused anyway"],
+)
 @pytest.mark.parametrize("same_read", [True, False])
-def test_a_request_with_the_id_of_a_call_that_waits_is_refused_and_the_call_waits_on(later: bytes, *, same_read: bool) -> None:
+def test_a_request_with_the_id_of_a_call_that_waits_is_refused_and_the_call_waits_on(
+    later: bytes, code: int, *, same_read: bool
+) -> None:
     talk = Talk(RATE)
     lines = [call_line("search", 1), call_line("search", 2)]
     came_out = talk.client(*lines, later) if same_read else [*talk.client(*lines), *talk.client(later)]
-    assert came_out == ["forwarded 1", f"answered {json.loads(later)['id']}: -32600"]
-    assert talk.pass_ms(2000) == ["forwarded 2"]
-
-
-def test_a_refused_frame_with_the_id_of_a_held_call_does_not_end_it() -> None:
-    talk = Talk(RATE)
-    talk.client_calls("search", 1, 2)
-    assert talk.client(b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":1}}') == ["answered 2: -32602"]
+    assert came_out == ["forwarded 1", f"answered {json.loads(later)['id']}: {code}"]
     assert talk.pass_ms(2000) == ["forwarded 2"]
 
 
@@ -458,17 +462,6 @@ def test_an_enforced_limit_on_errors_counts_a_call_that_an_observed_rule_would_d
     assert sorted(held.used for held in talk.store.held()) == [1, 3]
 
 
-def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:
-    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
-    same = [{"q": 1, "r": 2}, {"r": 2.0, "q": 1}, {"q": 1.0, "r": 2}]
-    came_out = talk.client(*(call_line("search", at, arguments=one) for at, one in enumerate(same)))
-    assert came_out == ["forwarded 0", "forwarded 1", "answered 2: 429"]
-    assert talk.to_client[-1]["error"]["data"]["axis"] == "user"
-    assert talk.client(call_line("search", 20), call_line("search", 21, arguments={})) == ["forwarded 20", "forwarded 21"]
-    assert talk.client_calls("search", 22) == ["answered 22: 429"], "missing arguments are {}"
-    assert talk.client_calls("other", 23) == ["forwarded 23"]
-
-
 def test_a_costly_call_is_charged_its_cost_and_one_that_costs_more_than_the_limit_is_never_admitted() -> None:
     talk = Talk(BATCH + '[[cost]]\ntool = "search"\nserver = "crm"\ncost = 3\n')
     assert talk.client_calls("search", 1) == ["forwarded 1"]
@@ -555,23 +548,17 @@ def test_a_place_that_another_session_frees_is_seen_although_the_first_call_wait
     assert talk.pass_ms(LOOK_US // 1000) == ["forwarded 3"]
 
 
-def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() -> None:
-    talk = Talk('[[rule]]\ntool = "search"\nlimit = "2/2s"\nwait = "5s"\n')
-    assert talk.client_calls("search", 1, 2, 3) == ["forwarded 1", "forwarded 2"]
+@pytest.mark.parametrize(("n", "at_once", "in_time"), [(2, ["forwarded 4"], []), (1, [], ["forwarded 3"])])
+def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_and_goes_itself_if_there_is_room(
+    n: int, at_once: list[str], in_time: list[str]
+) -> None:
+    talk = Talk(RATE.replace("1/2s", f"{n}/2s"))
+    assert talk.client_calls("search", *range(1, n + 2)) == [f"forwarded {at}" for at in range(1, n + 1)]
     talk.store.reset([held.label for held in talk.store.held()])
-    assert talk.client_calls("search", 4) == []
-    assert talk.decide_held() == ["forwarded 3"]
-    assert talk.decide_held() == ["forwarded 4"]
-
-
-def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_though_that_leaves_no_room_for_itself() -> None:
-    talk = Talk(RATE)
-    assert talk.client_calls("search", 1, 2) == ["forwarded 1"]
-    talk.store.reset([held.label for held in talk.store.held()])
-    assert talk.client_calls("search", 3) == []
-    assert talk.decide_held() == ["forwarded 2"]
-    assert talk.decide_held() == []
-    assert talk.pass_ms(2000) == ["forwarded 3"]
+    assert talk.client_calls("search", n + 2) == []
+    assert talk.decide_held() == [f"forwarded {n + 1}"]
+    assert talk.decide_held() == at_once
+    assert talk.pass_ms(2000) == in_time
 
 
 def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_rule() -> None:

@@ -30,12 +30,6 @@ def test_an_answer_gives_the_outcome_and_the_duration(answer: dict[str, object],
     assert not talk.awaits_answers
 
 
-def test_a_denied_call_is_not_in_flight() -> None:
-    talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
-    assert talk.client_calls("x", 1) == ["answered 1: 403"]
-    assert not talk.awaits_answers
-
-
 BIG = 2**53
 
 PAIRS = [
