@@ -106,9 +106,7 @@ def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are
 
 @posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_answered_in_its_place(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_answered(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "hang"))

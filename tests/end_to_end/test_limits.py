@@ -39,9 +39,7 @@ def call_them_all(host: Host, requests: list[Message]) -> list[Message]:
         return [host.message() for _ in requests]
 
 
-def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_each_other_one_is_told_when_to_come_back(
-    tmp_path: Path,
-) -> None:
+def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_the_others_are_told_when_to_come_back(tmp_path: Path) -> None:
     policy(tmp_path, SEARCHES)
     log = tmp_path / "calls"
     with Host(tmp_path, *script("obedient", log), options=["--user", "alice@acme.com"]) as host:
@@ -110,9 +108,7 @@ def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path
     assert (total(rows, "allowed"), total(rows, "rate_limited")) == (100, 800)
 
 
-def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row_of_a_call_that_went_on(
-    tmp_path: Path,
-) -> None:
+def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row(tmp_path: Path) -> None:
     policy(tmp_path, rule("40/2s", user="*", tool="short") + rule("150/1h", user="*", tool="long"))
     log = tmp_path / "calls"
     started = threading.Barrier(8)

@@ -103,9 +103,7 @@ def test_handfuls_grow_with_what_there_is_to_read(scene: Books) -> None:
     assert len(scene.store.handfuls) < 100
 
 
-def test_outcomes_do_not_wait_for_the_end_of_what_a_server_writes(
-    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcomes_do_not_wait_until_a_server_writes_nothing(scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may write notifications without a pause. Outcomes, and the rows that sum up denials, are recorded meanwhile."""
     scene.answered_calls(5)
     scene.dispatcher.read_answers()
@@ -119,9 +117,7 @@ def test_outcomes_do_not_wait_for_the_end_of_what_a_server_writes(
     assert scene.store.handfuls == [5]
 
 
-def test_the_store_is_tended_while_there_is_ever_more_to_record(
-    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_store_is_tended_while_there_is_more_to_record(scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the log would fill up, and the client would have to wait."""
     tended_s: list[float] = []
     monkeypatch.setattr(scene.store, "tend", lambda: tended_s.append(time.now_s))

@@ -151,9 +151,7 @@ def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_
     assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
 
 
-def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_reading_an_answer_is_reported_and_later_ones_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.client(CALL, call_line("x", 2))
     with monkeypatch.context() as patched:
         patched.setattr(answers, "read", lambda *_: 1 / 0)
@@ -180,9 +178,7 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_silently(scene: Scene) -> 
     assert not scene.session.has_outcomes
 
 
-def test_a_call_is_answered_if_the_store_fails_and_refused_lines_are_answered_if_no_row_can_be_written(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_and_refused_lines_are_answered_if_the_store_fails(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise StoreUnavailable("it is away")
 

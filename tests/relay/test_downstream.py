@@ -83,9 +83,7 @@ def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: 
 
 
 @pytest.mark.posix
-def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(
-    server: Server,
-) -> None:
+def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(server: Server) -> None:
     server.write(b"ahead")
     assert server.stream.read_ahead()
     server.write(b"last")

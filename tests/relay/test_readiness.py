@@ -151,9 +151,7 @@ def test_a_socket_whose_other_side_has_ended_what_it_writes_has_a_reader() -> No
 @pytest.mark.posix
 @pytest.mark.usefixtures("system", "signals")
 @pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed before"])
-def test_the_main_thread_wakes_once_when_the_reader_of_the_output_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_the_main_thread_wakes_once_when_the_reader_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(readiness, "LOOK_AGAIN_S", 0.01)
     read, write = ends(kind.partition(" ")[0], tmp_path)
     if "half" in kind:

@@ -240,9 +240,7 @@ def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypa
 
 
 @posix
-def test_a_server_has_less_time_after_a_signal_if_the_guard_took_long_to_load(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_has_less_time_after_a_signal_if_the_guard_loads_slowly(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in GRACES:
         monkeypatch.setattr(supervisor, name, 1000.0)
     scene.up(sys.executable, "-S", "-c", IGNORING)

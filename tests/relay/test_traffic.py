@@ -102,11 +102,7 @@ class Line:
         pipe = ServerInput(server_stdin)
         self.server = SimpleNamespace(stdin=pipe, stdout=server_stdout)
         self.traffic = Traffic(
-            cast(ServerProcess, self.server),
-            self.output,
-            Console(console),
-            lambda what: events[what].set(),
-            source=source,
+            cast(ServerProcess, self.server), self.output, Console(console), lambda what: events[what].set(), source=source
         )
         self.traffic.start()
         if guards:
@@ -248,9 +244,7 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     assert [*unguarded.session.in_flight.by_id] == ["ping"]
 
 
-def test_a_message_that_the_server_does_not_take_is_answered_if_it_has_not_exited_since_the_policy_was_loaded(
-    unguarded: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_server_did_not_take_before_the_policy_is_answered(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     guarding: list[bool] = []
 
     def wait_for_exit(_: float) -> bool:
@@ -354,9 +348,7 @@ def fails_on(name: str, make: Callable[..., DecisionRequest]) -> Callable[..., D
     return made
 
 
-def test_a_bug_in_judging_one_call_concerns_no_other_call_of_the_read_and_no_held_call(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_judging_one_call_concerns_no_other_and_no_held_call(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
     line.send(call(1), call(2))  # the second waits
     assert line.server_has() == [call(1)]
@@ -464,9 +456,7 @@ def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line
 
 
 @pytest.mark.posix
-def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piece(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_frame_is_not_copied_whenever_the_server_takes_a_piece(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
     write = os.write
 
@@ -511,9 +501,7 @@ def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(
     assert line.errors(3) == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
 
 
-def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_status(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "EXIT_S", 1000.0)
     line.close_server_input()
     line.send(call(1))

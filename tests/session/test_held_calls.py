@@ -159,9 +159,7 @@ def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_t
 
 
 @pytest.mark.parametrize(("passed_ms", "left_ms"), [(20, 1980), (2500, 0)])
-def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_which_nobody_knows_of_a_cap(
-    passed_ms: int, left_ms: int
-) -> None:
+def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_but_not_for_a_cap(passed_ms: int, left_ms: int) -> None:
     talk = Talk(RATE + "concurrent = 1\n")
     assert talk.client_calls("search", 1, 2) == ["forwarded 1"]
     talk.time.pass_ms(passed_ms)

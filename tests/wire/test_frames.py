@@ -48,9 +48,7 @@ def refusal(line: bytes | str) -> Refusal:
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
 values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8
 )
 ids = st.integers() | st.text(max_size=8)
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -167,14 +165,7 @@ def test_messages_other_than_calls_pass_with_their_method_and_id(line: str, meth
 
 @pytest.mark.parametrize(
     "inside",
-    [
-        '{"a":1,"a":2}',
-        '{"name":"x","NAME":"y","\\u0000":1}',
-        '{"x":"\\ud800"}',
-        f'{{"x":{LONG}}}',
-        '{"x":1e999}',
-        "[[[]]]",
-    ],
+    ['{"a":1,"a":2}', '{"name":"x","NAME":"y","\\u0000":1}', '{"x":"\\ud800"}', f'{{"x":{LONG}}}', '{"x":1e999}', "[[[]]]"],
 )
 @pytest.mark.parametrize("place", ["arguments", "inputResponses", "_meta", "task", "other"])
 def test_any_json_is_allowed_inside_arguments_results_and_errors(place: str, inside: str) -> None:
