@@ -182,23 +182,6 @@ def _has_a_full_disk(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _is_damaged(place: Place) -> Iterator[None]:
-    """The file stays as it is, until somebody moves it away."""
-    with place.opened():
-        pass
-    size = place.path.stat().st_size
-    with place.path.open("r+b") as file:
-        file.seek(1024)
-        file.write(b"\xa5" * (size - 1024))
-    damaged = place.path.read_bytes()
-    yield
-    assert place.path.read_bytes() == damaged
-    for one in place.path.parent.glob("mcpguard.db*"):
-        with contextlib.suppress(PermissionError):  # on Windows the wrapper's log of the outage, which it has open
-            one.unlink()
-
-
-@contextlib.contextmanager
 def _is_read_only(place: Place) -> Iterator[None]:
     folder = str(place.path.parent)
     with mounted(folder, "--bind", folder):
@@ -238,7 +221,6 @@ AT_THE_START: Mapping[str, Trouble] = {
     "it is locked by a stopped process": LOCKED,
     "its disk is full": Trouble(_has_a_full_disk, "mcpguard.db", is_mounted=True, mark=root_only),
     "its file system is read-only": Trouble(_is_read_only, "ead-only", mark=root_only),
-    "it is damaged": Trouble(_is_damaged, " is damaged: "),
     "its server is dead": KILLED,
     "its server hangs": HUNG,
 }

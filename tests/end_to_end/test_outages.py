@@ -138,19 +138,6 @@ def test_each_of_many_wrappers_admits_without_a_store_what_it_may_and_all_of_it_
         assert [codes(host, 1) for host in hosts] == [[429]] * 3
 
 
-def test_a_wrapper_that_ends_just_after_the_store_is_back_hands_over_what_it_counted(tmp_path: Path) -> None:
-    settings(tmp_path)
-    place = Place(tmp_path)
-    patient = {"mcpguard.stores.outage.store.LAST_TRY_S": 30.0, "mcpguard.relay.guard.CLOSE_S": 30.5}
-    with EagerHost(tmp_path, tuned=patient) as host:
-        assert codes(host, 1) == [200]
-        with stopped_holder("hold", place.log):
-            assert codes(host, 2) == [200, 200]
-        host.end()
-    assert place.used == [3]
-    assert [row["outcome"] for row in place.rows] == ["ok"] * 3
-
-
 def taken_in(host: EagerHost, home: Path) -> None:
     """Wait until a wrapper has taken in what another left on disk."""
     until(lambda: told(host, "a wrapper ended while the store was unavailable") == 1, "it takes in what the other left")
