@@ -36,10 +36,9 @@ class FakeTraffic:
     Attributes:
         client_leaves: Whether the client ends its input at the start.
         client_waits: Whether it has not.
-        unanswered: How often `awaits_answers` is still true.
-        writes: How often `is_passing_on` is still true.
         takes: How often `taken` still grows.
-        late: How often `waits_for_reader` is still true.
+        unanswered: How often `awaits_answers` is still true. So are `writes` for `is_passing_on` and `late` for
+            `waits_for_reader`.
     """
 
     child: ServerProcess
@@ -59,12 +58,19 @@ class FakeTraffic:
     def client_left(self) -> None:
         self.client_waits = False
 
-    def awaits_answers(self) -> bool:
-        self.unanswered -= 1
-        return self.unanswered >= 0
-
     def end(self) -> None:
         """The stream of the server ends."""
+
+    def awaits_answers(self) -> bool:
+        return self._still("unanswered")
+
+    is_passing_on = property(lambda self: self._still("writes"))
+    waits_for_reader = property(lambda self: self._still("late"))
+    has_reader = property(lambda self: has_reader(self.client_output))
+
+    def _still(self, what: str) -> bool:
+        setattr(self, what, getattr(self, what) - 1)
+        return bool(getattr(self, what) >= 0)
 
     @property
     def taken(self) -> int:
@@ -72,20 +78,6 @@ class FakeTraffic:
             self.takes -= 1
             self._taken += 1
         return self._taken
-
-    @property
-    def has_reader(self) -> bool:
-        return has_reader(self.client_output)
-
-    @property
-    def waits_for_reader(self) -> bool:
-        self.late -= 1
-        return self.late >= 0
-
-    @property
-    def is_passing_on(self) -> bool:
-        self.writes -= 1
-        return self.writes >= 0
 
     def close_input(self, why: str) -> None:
         assert why

@@ -92,45 +92,41 @@ def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
 # Lines
 
 
+def entry(decision: str, **members: object) -> dict[str, object]:
+    return {"decision": decision} | members
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
         (
-            {
-                "decision": "rate_limited",
+            entry("rate_limited", limit=100, window="1h", rule="user=*", count=150, retry_after_ms=846_213)
+            | {
                 "axis": "user",
-                "user": "alice@acme.com",
+                "user": "a@b.c",
                 "agent": "Claude Code::interactive::default",
                 "server": "crm",
                 "tool": "search",
-                "limit": 100,
-                "window": "1h",
-                "rule": "user=*",
-                "count": 150,
-                "retry_after_ms": 846_213,
             },
-            'rate_limited axis=user user=alice@acme.com agent="Claude Code::interactive::default" tool=search'
+            'rate_limited axis=user user=a@b.c agent="Claude Code::interactive::default" tool=search'
             " limit=100/1h count=150 retry_after=847s",
         ),
         (
-            {"decision": "denied", "axis": "tool", "tool": 'a"\\=', "rule": "tool=a b", "repeats": 3},
+            entry("denied", axis="tool", tool='a"\\=', rule="tool=a b", repeats=3),
             'denied axis=tool tool="a\\"\\\\=" rule="tool=a b" repeats=3',
         ),
+        (entry("invalid", user="", reason="not JSON", outcome="ok"), 'invalid user="" reason="not JSON" outcome=ok'),
+        (entry("allowed", tool="\x1b[2J\n"), 'allowed tool="\\x1b[2J\\n"'),
         (
-            {"decision": "invalid", "user": "", "reason": "not valid JSON", "outcome": "ok"},
-            'invalid user="" reason="not valid JSON" outcome=ok',
-        ),
-        ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\x1b[2J\\n"'),
-        (
-            {"decision": "allowed", "tool": "t", "limit": 2, "counts": "concurrent", "in_flight": 1, "waited_ms": 1200},
+            entry("allowed", tool="t", limit=2, counts="concurrent", in_flight=1, waited_ms=1200),
             "allowed tool=t limit=2-in-flight in_flight=1 waited_ms=1200",
         ),
         (
-            {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"},
+            entry("rate_limited", limit=9, window="1h", counts="cost", cost=20, reason="too_costly"),
             "rate_limited limit=9-units/1h cost=20 reason=too_costly",
         ),
         (
-            {"decision": "allowed", "warned": [{"limit": 9, "window": "1h"}, {"limit": 5, "window": "1d", "counts": "cost"}]},
+            entry("allowed", warned=[{"limit": 9, "window": "1h"}, {"limit": 5, "window": "1d", "counts": "cost"}]),
             "allowed warned=9/1h,5-units/1d",
         ),
     ],
@@ -140,9 +136,9 @@ def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], 
 
 
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
-    entry = {"decision": "allowed", "axis": "user", "server": "the crm", "user": "alice"}
-    assert line(entry) == "allowed axis=user user=alice"
-    assert line(entry, with_server=True) == 'allowed axis=user server="the crm" user=alice'
+    record = entry("allowed", axis="user", server="the crm", user="alice")
+    assert line(record) == "allowed axis=user user=alice"
+    assert line(record, with_server=True) == 'allowed axis=user server="the crm" user=alice'
 
 
 def test_an_outcome_that_comes_later_makes_the_record_of_a_row_that_was_read_with_it() -> None:
