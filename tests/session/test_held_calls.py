@@ -25,6 +25,13 @@ def decisions(talk: Talk) -> list[tuple[object, object]]:
     return [(record["request_id"], record["decision"]) for record in talk.records]
 
 
+def waiting(*request_ids: int, policy: str = RATE, tool: str = "search") -> Talk:
+    """A conversation in which call 1 of a tool was forwarded, and calls with these ids wait."""
+    talk = Talk(policy)
+    assert talk.client_calls(tool, 1, *request_ids) == ["forwarded 1"]
+    return talk
+
+
 def test_a_refused_call_is_held_and_forwarded_when_there_is_room() -> None:
     talk = Talk(RATE)
     assert talk.client_calls("search", 1) == ["forwarded 1"]
@@ -38,8 +45,7 @@ def test_a_refused_call_is_held_and_forwarded_when_there_is_room() -> None:
 
 
 def test_held_calls_go_first_come_first_served_and_other_calls_pass_them() -> None:
-    talk = Talk(RATE)
-    assert talk.client_calls("search", 1, 2, 3) == ["forwarded 1"]
+    talk = waiting(2, 3)
     assert talk.client_calls("other", 9) == ["forwarded 9"]
     assert talk.pass_ms(2000) == ["forwarded 2"]
     talk.time.pass_ms(1999)
@@ -76,8 +82,7 @@ def test_a_wait_that_cannot_be_enough_is_not_begun() -> None:
 
 
 def test_a_call_that_is_about_to_be_denied_takes_no_room_of_the_calls_before_it() -> None:
-    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/5s"\nwait = "5s"\n')
-    talk.client_calls("search", 1, 2)
+    talk = waiting(2, policy='[[rule]]\ntool = "search"\nlimit = "1/5s"\nwait = "5s"\n')
     talk.time.pass_ms(4999)
     decide = talk.store.decide
 
@@ -148,8 +153,7 @@ def test_a_dropped_call_shares_no_row_with_denials() -> None:
 def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_to_wait(
     drop: Callable[[Talk], object], why: str
 ) -> None:
-    talk = Talk(RATE)
-    talk.client_calls("search", 1, 2)
+    talk = waiting(2)
     talk.pass_ms(1500)
     drop(talk)
     talk.record()
@@ -160,8 +164,7 @@ def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_t
 
 @pytest.mark.parametrize(("passed_ms", "left_ms"), [(20, 1980), (2500, 0)])
 def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_but_not_for_a_cap(passed_ms: int, left_ms: int) -> None:
-    talk = Talk(RATE + "concurrent = 1\n")
-    assert talk.client_calls("search", 1, 2) == ["forwarded 1"]
+    talk = waiting(2, policy=RATE + "concurrent = 1\n")
     talk.time.pass_ms(passed_ms)
     talk.client(cancel(2))
     talk.record()
@@ -201,8 +204,7 @@ def test_after_the_client_has_left_no_call_is_held() -> None:
 
 
 def test_held_calls_go_on_as_soon_as_calls_are_forwarded_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = Talk(RATE)
-    talk.client_calls("search", 1, 2, 3)
+    talk = waiting(2, 3)
     monkeypatch.setattr(talk.store, "decide", lambda requests, _: [Verdict("allowed_unavailable") for _ in requests])
     assert talk.client_calls("search", 4) == ["forwarded 4"]
     assert talk.attend() == ["forwarded 2", "forwarded 3"]
@@ -210,8 +212,7 @@ def test_held_calls_go_on_as_soon_as_calls_are_forwarded_without_limits(monkeypa
 
 @pytest.mark.parametrize("exits", [True, False])
 def test_held_calls_end_with_their_server(exits: bool) -> None:
-    talk = Talk(RATE)
-    talk.client_calls("search", 1, 2)
+    talk = waiting(2)
     assert talk.input_closes("the server has closed its input") == []
     came_out = talk.server_exits("server exited with status 1") if exits else talk.attend()
     assert "answered 2: -32000" in came_out
@@ -221,8 +222,7 @@ def test_held_calls_end_with_their_server(exits: bool) -> None:
 
 
 def test_held_calls_end_with_a_policy_that_closes_the_tool_and_go_with_one_that_raises_the_limit() -> None:
-    talk = Talk(RATE)
-    talk.client_calls("search", 1, 2, 3)
+    talk = waiting(2, 3)
     talk.take_up('[[rule]]\ntool = "search"\nlimit = "deny"\n')
     assert talk.attend() == ["answered 2: 403", "answered 3: 403"]
     talk.take_up(RATE)
@@ -240,15 +240,13 @@ def test_at_most_64_calls_are_held_and_one_that_is_decided_anew_keeps_its_place_
 
 
 def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_once() -> None:
-    talk = Talk(RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
-    assert talk.client_calls("search", 1, 2, 3) == ["forwarded 1"]
+    talk = waiting(2, 3, policy=RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
     assert talk.client(call_line("search", 4), call_line("other", 5)) == ["forwarded 5", "answered 4: 429"]
     assert [held.used for held in talk.store.held()] == [1, 1]
 
 
 def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
-    talk = Talk(RATE)
-    assert talk.client_calls("search", 1, 2) == ["forwarded 1"]
+    talk = waiting(2)
     talk.store_failure = "it is away"
     assert talk.pass_ms(2000) == ["answered 2: 503"]
     talk.store_failure = ""
@@ -303,8 +301,7 @@ def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writ
 
 
 def test_of_the_calls_that_wait_for_a_place_only_the_first_is_decided_anew_all_the_time() -> None:
-    talk = Talk(CAP)
-    talk.client_calls("browse", 1, 2, 3, 4)
+    talk = waiting(2, 3, 4, policy=CAP, tool="browse")
     talk.together.clear()
     talk.pass_ms(1000)
     assert len(talk.together) == 1_000_000 // LOOK_US
@@ -517,8 +514,7 @@ def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_commo
 
 def test_a_wait_is_begun_that_is_enough_if_the_call_passes_one_that_waits_for_another_counter() -> None:
     policy = '[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "3s"\n[[rule]]\ntool = "report"\nlimit = "1/9s"\nwait = "20s"\n'
-    talk = Talk(policy)
-    assert talk.client_calls("report", 1, 2) == ["forwarded 1"]
+    talk = waiting(2, policy=policy, tool="report")
     assert talk.client_calls("search", 3, 4) == ["answered 4: 429"]
     assert talk.pass_ms(2000) == ["forwarded 3"]
     assert talk.pass_ms(7000) == ["forwarded 2"]
@@ -592,8 +588,7 @@ def test_a_held_call_that_a_bug_keeps_from_being_judged_is_dropped_and_answered(
 
 
 def test_a_bug_in_judging_later_lines_concerns_no_held_call_that_was_judged_before() -> None:
-    talk = Talk('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
-    assert talk.client_calls("search", 1, 2, 3) == ["forwarded 1"]
+    talk = waiting(2, 3, policy='[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
     talk.answer(1)
     assert talk.attend() == ["forwarded 2"]
     assert talk.unjudged(request("ping", 4)) == ["answered 4: 503"]  # the bug is in the parser
@@ -602,8 +597,7 @@ def test_a_bug_in_judging_later_lines_concerns_no_held_call_that_was_judged_befo
 
 
 def test_a_held_call_that_is_judged_again_after_a_bug_is_denied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1h"\nwait = "1h"\n')
-    assert talk.client_calls("search", 1, 2) == ["forwarded 1"]
+    talk = waiting(2, policy='[[rule]]\ntool = "search"\nlimit = "1/1h"\nwait = "1h"\n')
     talk.machine.change_identity(Unauthenticated("there is no token", "write one"))
     with monkeypatch.context() as patched:
         patched.setattr(held_calls.HeldCall, "waited_us", lambda *_: 1 / 0)
@@ -630,8 +624,7 @@ def test_a_call_that_began_to_wait_before_a_bug_is_judged_again_with_the_other_l
 
 
 def test_a_line_that_is_judged_alone_is_judged_without_the_held_calls_that_are_due() -> None:
-    talk = Talk('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
-    assert talk.client_calls("search", 1, 2) == ["forwarded 1"]
+    talk = waiting(2, policy='[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
     talk.answer(1)
     assert talk.machine.judge(read([request("ping", 3)]), talk.time(), alone=True) == ()  # and here is the bug
     assert talk.unjudged(request("ping", 3)) == ["answered 3: 503"]
