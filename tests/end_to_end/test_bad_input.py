@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.text.printing import quoted
+
 from .host import ROOT, Host, policy, rule, script
 
 
@@ -54,7 +56,8 @@ def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(t
         assert (error["code"], error["data"]["reason"]) == (503, "policy_invalid")
         assert f"{file}: line 4: rule 1" in error["message"]
         assert "'0/1h' admits nothing" in error["message"]
-        assert f"{file}: line 4: rule 1" in host.err
+        assert " mode=closed (every call is denied) server=" in host.err
+        assert f" policy={quoted(file)} (no policy: {file}: line 4: rule 1" in host.err
         assert host.end() == 0
         assert [row["decision"] for row in host.audit()] == ["unavailable"]
     assert (tmp_path / "calls").read_text() == ""

@@ -33,37 +33,30 @@ def session(home: Path, *messages: Message, **how: Any) -> list[Message]:
 @pytest.mark.parametrize(
     ("options", "env", "config", "expected"),
     [
-        ([], {}, "", (ACCOUNT, "os", "unknown::interactive::default", "default", SERVER)),
+        ([], {}, "", (ACCOUNT, "os", "one::interactive::default", "clientInfo", SERVER)),
         (
-            ["--user", "alice", "--server", "crm", "--agent", "::subagent::Explore"],
+            ["--user", "alice", "--server", "crm", "--agent", "E::subagent::Explore"],
             {"MCPGUARD_USER": "bob", "MCPGUARD_SERVER": "erp"},
             'user = "carol"',
-            ("alice", "config", "unknown::subagent::Explore", "config", "crm"),
+            ("alice", "config", "E::subagent::Explore", "config", "crm"),
         ),
-        ([], {}, 'user = " ünï::cødé \\t"', (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER)),
+        (
+            [],
+            {},
+            'user = " ünï::cødé \\t"\ntrust_client_info = false',
+            (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER),
+        ),
+        ([], {}, "trust_meta = true", (ACCOUNT, "os", "x::api::y", "meta", SERVER)),
     ],
-    ids=repr,
+    ids=["by default", "by options", "in the file", "by calls"],
 )
 def test_who_calls_is_configured_and_its_source_is_in_the_audit(
     tmp_path: Path, options: list[str], env: dict[str, str], config: str, expected: tuple[str, ...]
 ) -> None:
     (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n", "utf-8")
-    rows = session(tmp_path, call(1, "search"), options=options, env=env)
-    assert [tuple(row[key] for key in WHO) for row in rows] == [expected]
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ("trust_client_info = false", ("unknown::interactive::default", "default")),
-        ("trust_meta = true", ("x::api::y", "meta")),
-        ("", ("one::interactive::default", "clientInfo")),
-    ],
-)
-def test_whether_a_client_is_believed_is_configured(tmp_path: Path, config: str, expected: tuple[str, str]) -> None:
-    (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n", "utf-8")
-    rows = session(tmp_path, initialize("one"), call(1, "search", _meta={"mcpguard/agent": "x::api::y"}))
-    assert [(row["agent"], row["agent_source"]) for row in rows] == [expected]
+    called = call(1, "search", _meta={"mcpguard/agent": "x::api::y"})
+    (row,) = session(tmp_path, initialize("one"), called, options=options, env=env)
+    assert tuple(row[key] for key in WHO) == expected
 
 
 def test_the_guards_secrets_are_not_the_servers_nor_in_any_output_and_all_else_is_passed_on(tmp_path: Path) -> None:
