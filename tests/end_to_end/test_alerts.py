@@ -10,12 +10,11 @@ import pytest
 
 from tests.alerts.test_notifier import WRITE, read
 from tests.alerts.webhook import Webhook, webhook
-from tests.hook.test_deciding import enforce, reason
+from tests.hook.test_deciding import refusal
 from tests.redis_servers import running
 
 from .host import DEADLINE_S, Host, policy, rule, script, until
 from .outages import EagerHost, is_back, wait_for
-from .test_hook import used
 
 LAST = {"mcpguard.relay.guard.MESSAGES_S": DEADLINE_S}
 """A wrapper that gives its last messages all the time that a busy machine may need."""
@@ -108,7 +107,7 @@ def test_hooks_tell_a_denial_once_and_answer_without_waiting_for_that(tmp_path: 
     policy(tmp_path, rule("deny", tool="Bash"))
     notify(tmp_path, hook)
     for number in range(3):
-        assert "Bash" in str(reason(enforce(tmp_path, used("Bash", f"t{number}"))))
+        assert "Bash" in refusal(tmp_path, "Bash", f"t{number}")
     until(lambda: bool(hook.got), "the message")
     hook.answers.set()
     assert [(one["event"], one["via"], one["tool"]) for one in hook.messages] == [("denied", "hook", "Bash")]

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mcpguard.stores.api import Options
@@ -60,10 +60,15 @@ def create_store(home: Path) -> None:
     SqliteStore(home / "mcpguard.db").close()
 
 
-def hello(host: Host, client: str = "claude-code") -> None:
-    info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": client, "version": "2"}}
-    host.send(request("hello", "initialize", info))
-    host.answer("hello")
+@contextlib.contextmanager
+def guarded(home: Path, *options: str, **env: str) -> Iterator[Host]:
+    """A server that Claude Code has started, behind a wrapper that ends well."""
+    with Host(home, *script("obedient"), options=options, env=env or SESSION) as host:
+        info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "claude-code", "version": "2"}}
+        host.send(request("hello", "initialize", info))
+        host.answer("hello")
+        yield host
+        assert host.end() == 0
 
 
 def call(host: Host, tool_use_id: str) -> Message:
@@ -77,8 +82,7 @@ def who(rows: list[Message]) -> list[tuple[str, str]]:
 def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
     create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
-        hello(host)
+    with guarded(tmp_path, "--user", "alice") as host:
         note(tmp_path, "t1")
         note(tmp_path, "t2")
         note(tmp_path, "t3", agent=None)
@@ -86,7 +90,6 @@ def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path
         assert call(host, "t2")["error"]["data"]["agent"] == EXPLORE
         assert "result" in call(host, "t3")
         assert "result" in call(host, "t1")  # whose note is used up
-        assert host.end() == 0
         assert who(host.audit()) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo"), (MAIN, "clientInfo")]
 
 
@@ -94,15 +97,13 @@ def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_p
     policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
     with running(tmp_path / "redis") as server:
         team = {"MCPGUARD_STORE": server.url, "MCPGUARD_NAMESPACE": "team"}
-        with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=team | SESSION) as host:
-            hello(host)
+        with guarded(tmp_path, "--user", "alice", **team, **SESSION) as host:
             note(tmp_path / "elsewhere", "t1", MCPGUARD_STORE=server.url, MCPGUARD_NAMESPACE="team")
             note(tmp_path, "t2", "--store", server.url, MCPGUARD_NAMESPACE="team")
             note(tmp_path, "t3", "--store", server.url)
             assert "result" in call(host, "t1")
             assert call(host, "t2")["error"]["data"]["agent"] == EXPLORE
             assert "result" in call(host, "t3")
-            assert host.end() == 0
         with contextlib.closing(RedisStore(server.address, Options(namespace="team", timeout_ms=10_000))) as store:
             rows = [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
     assert who(rows) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo")]
