@@ -354,6 +354,14 @@ class Host:
         return audit(self.home, policies=True)
 
 
+@contextlib.contextmanager
+def serving(home: Path, *command: str, **how: Any) -> Iterator[Host]:
+    """A server, by default `obedient`, behind mcpguard. The client ends the session, whose exit status has to be 0."""
+    with Host(home, *(command or script("obedient")), **how) as host:
+        yield host
+        assert host.end() == 0
+
+
 def audit(home: Path, *, policies: bool = False) -> list[Message]:
     store = SqliteStore(home / "mcpguard.db", Options(timeout_ms=10_000))
     try:

@@ -4,7 +4,7 @@ import pytest
 
 from mcpguard.text.printing import quoted
 
-from .host import ROOT, Host, policy, rule, script
+from .host import ROOT, Host, policy, rule, script, serving
 
 
 def complaint(host: Host) -> str:
@@ -50,7 +50,7 @@ def test_a_setting_that_cannot_be_is_named_and_no_server_starts(
 
 def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(tmp_path: Path) -> None:
     file = policy(tmp_path, '\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n')
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+    with serving(tmp_path, *script("obedient", tmp_path / "calls")) as host:
         assert "result" in host.ask("list", "tools/list")
         error = host.call(1, "search")["error"]
         assert (error["code"], error["data"]["reason"]) == (503, "policy_invalid")
@@ -58,25 +58,23 @@ def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(t
         assert "'0/1h' admits nothing" in error["message"]
         assert " mode=closed (every call is denied) server=" in host.err
         assert f" policy={quoted(file)} (no policy: {file}: line 4: rule 1" in host.err
-        assert host.end() == 0
-        assert [row["decision"] for row in host.audit()] == ["unavailable"]
+    assert [row["decision"] for row in host.audit()] == ["unavailable"]
     assert (tmp_path / "calls").read_text() == ""
 
 
 def test_a_policy_that_is_named_but_missing_closes_every_tool_until_it_is_there(tmp_path: Path) -> None:
     named = tmp_path / "team.toml"
-    with Host(tmp_path, *script("obedient"), options=["--policy", str(named)]) as host:
+    with serving(tmp_path, options=["--policy", str(named)]) as host:
         error = host.call(1, "search")["error"]
         assert error["code"] == 503
         assert f"{named}: no such file" in error["message"]
         named.write_text(rule("1/1h", tool="search"))
         assert "result" in host.call(2, "search")
-        assert host.end() == 0
 
 
 def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", tool="search"))
-    with Host(tmp_path, *script("obedient")) as host:
+    with serving(tmp_path) as host:
         assert "result" in host.call(1, "search")
         assert "error" in host.call(2, "search")
         for n in range(2, 12):  # the history is kept
@@ -87,8 +85,7 @@ def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -
         assert host.call(3, "search")["error"]["code"] == 403
         policy(tmp_path, rule("unlimited", tool="search"))
         assert "result" in host.call(4, "search")
-        assert host.end() == 0
-        notes = host.notes()
+    notes = host.notes()
     assert len(notes) == len({row["policy"] for row in notes}) == 13
     assert [row["reason"] for row in notes] == ["in force at the start"] + ["applied"] * 12
 
@@ -97,10 +94,9 @@ def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -
 def test_who_else_may_change_what_decides_and_who_may_see_a_password_is_told_once_at_the_start(tmp_path: Path) -> None:
     file = policy(tmp_path, rule("2/1h", tool="search"))
     file.chmod(0o666)
-    with Host(tmp_path, *script("obedient"), options=["--store", "redis://alice:S3cret@127.0.0.1:1/0"]) as host:
+    with serving(tmp_path, options=["--store", "redis://alice:S3cret@127.0.0.1:1/0"]) as host:
         assert "result" in host.call(1, "search")
         assert "result" in host.call(2, "search")
-        assert host.end() == 0
     assert host.err.count("may change") == 1
     assert f"mcpguard: other accounts may change {file}: {file} may be written to by everybody\n" in host.err
     assert host.err.count("--store holds a password") == 1

@@ -11,7 +11,7 @@ from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.redis_servers import running
 
-from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script
+from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, serving
 
 EXPLORE = "Claude Code::subagent::Explore"
 MAIN = "Claude Code::interactive::default"
@@ -63,12 +63,11 @@ def create_store(home: Path) -> None:
 @contextlib.contextmanager
 def guarded(home: Path, *options: str, **env: str) -> Iterator[Host]:
     """A server that Claude Code has started, behind a wrapper that ends well."""
-    with Host(home, *script("obedient"), options=options, env=env or SESSION) as host:
+    with serving(home, options=options, env=env or SESSION) as host:
         info = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "claude-code", "version": "2"}}
         host.send(request("hello", "initialize", info))
         host.answer("hello")
         yield host
-        assert host.end() == 0
 
 
 def call(host: Host, tool_use_id: str) -> Message:

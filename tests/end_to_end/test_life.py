@@ -29,6 +29,7 @@ from .host import (
     request,
     rule,
     script,
+    serving,
     until,
 )
 
@@ -395,13 +396,12 @@ def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path
 def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
     tells = f"import os, signal; signal.signal({int(number)}, lambda *_: os.write(1, b'got\\n')); os.write(1, b'up\\n')"
-    with Host(tmp_path, *PYTHON, f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
+    with serving(tmp_path, *PYTHON, f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
         assert host.line() == b"up"
         host.kill(number)
         assert host.line() == b"got"
         host.send(request(1, "ping"))
         assert host.line() == b"read"
-        assert host.end() == 0
 
 
 @posix
@@ -416,13 +416,12 @@ while os.read(0, 100):
     os.write(1, f"{{helper.poll()}}\\n".encode())
 helper.kill()
 """
-    with Host(tmp_path, *PYTHON, server) as host:
+    with serving(tmp_path, *PYTHON, server) as host:
         assert host.line() == b"up"
         host.kill(number)
         assert host.line() == b"None"
         host.send(request(1, "ping"))
         assert host.line() == b"None"
-        assert host.end() == 0
 
 
 @posix
@@ -443,17 +442,15 @@ def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_
 
 
 def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
-    with Host(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
+    with serving(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
         until(lambda: bool(host.notes()), "the policy's row is in the store", 0.1)
-        assert host.end() == 0
 
 
 def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
     policy(tmp_path, rule("100/1h", tool="*"))
-    with Host(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+    with serving(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
         until(lambda: "mcpguard.documents.toml" in host.err and bool(host.notes()), "everything is in place", 0.1)
         imported = host.err
         host.send(call(1, "search"))
         assert host.message() == call(1, "search")
         assert host.err == imported
-        assert host.end() == 0

@@ -16,7 +16,7 @@ from mcpguard.stores.sqlite.log_records import START
 from tests.cli.command import mcpguard
 from tests.redis_servers import running
 
-from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, sqlite_url, total
+from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, serving, sqlite_url, total
 
 SEARCHES = rule("100/1h", user="*", tool="search_customers")
 
@@ -90,10 +90,8 @@ def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path
         home = tmp_path / str(name)
         policy(home, SEARCHES)
         requests = [call(f"{name}-{number}", "search_customers") for number in range(300)]
-        with Host(home, *script("obedient", log), options=["--user", "alice", "--server", "crm", "--store", store]) as host:
-            answers = call_them_all(host, requests)
-            assert host.end() == 0
-        return answers
+        with serving(home, *script("obedient", log), options=["--user", "alice", "--server", "crm", "--store", store]) as host:
+            return call_them_all(host, requests)
 
     with ThreadPoolExecutor(3) as pool:
         answers = [answer for some in pool.map(loop, range(3)) for answer in some]
@@ -115,13 +113,12 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
     began = time.monotonic()
 
     def survivor(name: int) -> None:
-        with Host(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
+        with serving(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
             started.wait(60)
             number = 0
             while time.monotonic() - began < 3 or number < 100:
                 host.call(f"{name}-{number}", "short" if number % 2 else "long")
                 number += 1
-            assert host.end() == 0
 
     def victim(name: int) -> None:
         dice = random.Random(name)  # noqa: S311 - a seed, not a secret
@@ -154,7 +151,6 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
 
 def test_observing_denies_nothing_and_reports_what_it_would_have_denied(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="search"))
-    with Host(tmp_path, *script("obedient"), options=["--observe"]) as host:
+    with serving(tmp_path, options=["--observe"]) as host:
         assert all("result" in host.call(number, "search") for number in range(3))
-        assert host.end() == 0
     assert [row["decision"] for row in audit(tmp_path)] == ["allowed", "would_deny", "would_deny"]
