@@ -43,12 +43,8 @@ def test_a_verified_user_is_limited_and_on_record_with_all_that_the_token_says(t
         assert host.call(2, "search")["error"]["data"]["user"] == "alice"
     assert [row["decision"] for row in host.audit()] == ["allowed", "rate_limited"]
     row = host.audit()[0]
-    assert [row.get(key) for key in ("user", "user_source", "email", "roles")] == [
-        "alice",
-        "jwt",
-        "alice@acme.com",
-        ["dev", "ops"],
-    ]
+    found = [row.get(key) for key in ("user", "user_source", "email", "roles")]
+    assert found == ["alice", "jwt", "alice@acme.com", ["dev", "ops"]]
     who = ("Batch::background::nightly", "jwt", ["planner", "crm-agent"])
     assert tuple(row.get(key) for key in ("agent", "agent_source", "act")) == who
 

@@ -119,9 +119,8 @@ def test_a_subagent_is_limited_by_its_name(tmp_path: Path) -> None:
     policy(tmp_path, rule("deny", agent="Claude Code::subagent::Explore", tool="Bash"))
     assert not refusal(tmp_path, "Bash")
     explore = {"agent_id": "a1", "agent_type": "Explore"}
-    assert refusal(tmp_path, "Bash", **explore) == (
-        "Tool Bash is denied by policy for agent Claude Code::subagent::Explore. Waiting does not help."
-    )
+    found = refusal(tmp_path, "Bash", **explore)
+    assert found == "Tool Bash is denied by policy for agent Claude Code::subagent::Explore. Waiting does not help."
 
 
 GEMINI: Message = {"hook_event_name": "BeforeTool", "tool_name": "mcp_crm_search", "tool_input": {}, "cwd": "/none"}

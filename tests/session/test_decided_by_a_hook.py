@@ -75,9 +75,8 @@ def test_a_call_that_the_hook_has_counted_warns_of_no_limit_that_it_has_passed()
     assert talk.client(called("b"), noted=decided(LIMITED)) == ["forwarded b"]
     limit = {"axis": "tool", "rule": "tool=search", "limit": 1, "window": "1m", "count": 1}
     assert [record["warned"] for record in talk.records] == [[limit]]
-    assert [log.text for log in talk.logs if log.text.startswith("warned")] == [
-        "warned axis=tool user=alice agent=unknown::interactive::default tool=search limit=1/1m count=1"
-    ]
+    found = [log.text for log in talk.logs if log.text.startswith("warned")]
+    assert found == ["warned axis=tool user=alice agent=unknown::interactive::default tool=search limit=1/1m count=1"]
 
 
 def test_a_row_says_that_a_hook_decided_its_call() -> None:

@@ -333,15 +333,6 @@ def test_a_place_is_free_when_its_call_is_answered_or_cancelled(end: Callable[[T
     assert talk.client_calls("browse", 3) == ["forwarded 3"]
 
 
-def test_answers_have_to_be_read_first_only_while_a_call_is_in_flight_whose_end_the_store_is_told() -> None:
-    talk = Talk(CAP)
-    for request_id in (1, 2):
-        talk.client(call_line("browse", request_id), call_line("other", 9))
-        assert talk.machine.in_flight.to_settle == 1
-        talk.answer(request_id)
-        assert talk.machine.in_flight.to_settle == 0
-
-
 def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 100)
     talk = Talk(CAP_AT_ONCE)

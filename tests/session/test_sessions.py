@@ -74,9 +74,8 @@ def test_a_note_tells_the_session_that_its_call_belongs_to() -> None:
 def test_the_note_of_a_main_agents_call_tells_the_session_alone() -> None:
     talk = begun(client="claude-code")
     talk.client(called("a", **{"claudecode/toolUseId": "t1"}), noted=dict([AgentNote.of("s t1", "", "abc123")]))
-    assert [(one["agent"], one["agent_source"], one["client_session"]) for one in talk.records] == [
-        ("Claude Code::interactive::default", "clientInfo", "abc123")
-    ]
+    found = [(one["agent"], one["agent_source"], one["client_session"]) for one in talk.records]
+    assert found == [("Claude Code::interactive::default", "clientInfo", "abc123")]
 
 
 def test_a_note_counts_though_codexs_word_is_not_trusted() -> None:

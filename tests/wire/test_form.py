@@ -89,14 +89,6 @@ def test_another_form_is_made_when_its_calls_repeat(parsed: list[bytes]) -> None
     assert others[10] not in parsed
 
 
-def test_equal_arguments_are_one_object() -> None:
-    found = read([(FORMS[0] % (at, '{"a":1}', at)).encode() for at in range(20)])
-    params = [one.params for one in found if isinstance(one, Frame)]
-    assert all(isinstance(one, dict) for one in params)
-    assert len({id(one["arguments"]) for one in params if isinstance(one, dict)}) == 1
-    assert [one["_meta"] for one in params if isinstance(one, dict)] == list(range(20))
-
-
 OTHERS: dict[str, bytes | Refusal] = {
     "refused before": Refusal(-1, "too long"),
     "no call": b'{"method":"ping","id":1}',
