@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,42 +37,29 @@ def note(home: Path, given: bytes | dict[str, Any], *options: str, client: str =
     return hook(home, given, *options, client=client, tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}, **env)
 
 
-def hook(
-    home: Path,
-    given: bytes | dict[str, Any],
-    *options: str,
-    client: str = "claude-code",
-    under: Sequence[str] = (),
-    tuned: Mapping[str, object] | None = None,
-    **env: str,
-) -> bytes:
-    """Run the hook. For any input it must exit with status 0, and all but Copilot CLI's must print nothing.
-
-    Returns:
-        What it prints.
-    """
-    data = json.dumps(given).encode() if isinstance(given, dict) else given
-    begin = time.monotonic()
-    done = subprocess.run(
-        [*under, *command("hook", client, *options, tuned=tuned)],
-        input=data,
-        env=environment(home, **env),
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert time.monotonic() - begin < IN_TIME_S
-    assert (done.returncode, done.stderr) == (0, b"")
+def hook(home: Path, given: bytes | dict[str, Any], *options: str, client: str = "claude-code", **how: Any) -> bytes:
+    """Run the hook. It may report nothing, and only Copilot CLI's may print something. Returns what it prints."""
+    done = ran(home, given, client, *options, **how)
+    assert done.stderr == b""
     assert not done.stdout or client == "copilot"
     return done.stdout
 
 
+def ran(
+    home: Path, given: bytes | dict[str, Any], *argv: str, under: Sequence[str] = (), tuned: Any = None, **env: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the hook, which must end in time with status 0."""
+    data = json.dumps(given).encode() if isinstance(given, dict) else given
+    argv = (*under, *command("hook", *argv, tuned=tuned))
+    begin = time.monotonic()
+    done = subprocess.run(argv, input=data, env=environment(home, **env), capture_output=True, timeout=DEADLINE_S, check=True)
+    assert time.monotonic() - begin < IN_TIME_S
+    return done
+
+
 def noted(path: Path, namespace: str = "default", key: str = "abc123 toolu_01ABC") -> str | None:
-    store = SqliteStore(path)
-    try:
+    with contextlib.closing(SqliteStore(path)) as store:
         return store.take_notes(namespace, [key]).get(key)
-    finally:
-        store.close()
 
 
 @pytest.fixture
@@ -138,11 +125,7 @@ def test_copilots_hook_ends_in_time_if_nobody_reads_what_it_prints(home: Path) -
 def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path) -> None:
     note(home, without(tool_input={"text": "x" * (MAX_INPUT_BYTES // 2)}))
     assert noted(home / "mcpguard.db")
-    huge = json.dumps(without(tool_use_id="huge", tool_input={"text": "x" * MAX_INPUT_BYTES})).encode()
-    begin = time.monotonic()
-    with contextlib.suppress(BrokenPipeError):  # the hook need not read all of its input
-        subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
-    assert time.monotonic() - begin < IN_TIME_S
+    hook(home, without(tool_use_id="huge", tool_input={"text": "x" * MAX_INPUT_BYTES}))  # which need not read all of it
     assert not noted(home / "mcpguard.db", key="abc123 huge")
 
 
@@ -273,14 +256,7 @@ def test_the_help_shows_settings_to_copy(home: Path, client: str, event: str, ma
 
 
 def test_it_loads_only_what_it_needs(home: Path) -> None:
-    lines = subprocess.run(
-        [command()[0], "-X", "importtime", *command("hook", "claude-code")[1:]],
-        input=json.dumps(EXPLORE).encode(),
-        env=environment(home),
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    ).stderr.decode()
+    lines = ran(home, EXPLORE, "claude-code", PYTHONPROFILEIMPORTTIME="1").stderr.decode()
     loaded = {line.rpartition("|")[2].strip() for line in lines.splitlines()}
     assert "mcpguard.stores.sqlite.notes" in loaded
     heavy = "mcp rich anyio asyncio tomli_w logging mcpguard.policy.model mcpguard.limiter.plan mcpguard.stores.sqlite.store"
