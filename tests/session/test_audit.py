@@ -10,20 +10,8 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Call
-from mcpguard.session.audit import (
-    MEMBERS,
-    Outcome,
-    Row,
-    for_several,
-    is_whole,
-    line,
-    record,
-    row,
-    session_of,
-    summary,
-    summed,
-    with_outcome,
-)
+from mcpguard.session import audit
+from mcpguard.session.audit import MEMBERS, Outcome, Row, is_whole, line, record, row, summary, summed
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
@@ -143,7 +131,7 @@ def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
 
 def test_an_outcome_that_comes_later_makes_the_record_of_a_row_that_was_read_with_it() -> None:
     one = Row(WALL_US, 1, "allowed", CONTEXT)
-    assert with_outcome(record(one), Outcome(7, "ok", 41_250)) == record(one, outcome="ok", duration_us=41_250)
+    assert audit.with_outcome(record(one), Outcome(7, "ok", 41_250)) == record(one, outcome="ok", duration_us=41_250)
 
 
 @given(st.dictionaries(st.sampled_from(["axis", "user", "agent", "tool", "rule", "reason", "outcome"]), st.text(max_size=6)))
@@ -252,7 +240,7 @@ def test_the_row_of_a_refused_call_cuts_long_arguments() -> None:
 
 
 def several(common: Row) -> Row:
-    return for_several(common, 2, "s-1.1", 7, is_sum=True)
+    return audit.for_several(common, 2, "s-1.1", 7, is_sum=True)
 
 
 def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
@@ -306,7 +294,7 @@ def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> 
 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:
-    assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
+    assert audit.session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
 
 
 @pytest.mark.parametrize(

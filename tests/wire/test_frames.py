@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.wire.frames import (
-    INVALID_PARAMS,
-    INVALID_REQUEST,
-    MAX_DEPTH,
-    PARSE_ERROR,
-    Frame,
-    LineSplitter,
-    Reader,
-    Refusal,
-    escape_line_separators,
-    parse,
-)
+from mcpguard.wire import frames
+from mcpguard.wire.frames import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, Frame, Reader, Refusal, parse
 from tests.build import TESTS
 
 LONG = "9" * 5000
@@ -115,7 +105,7 @@ def test_each_member_of_a_batch_passes_as_a_message_of_its_own(data: Any, member
 
 @given(st.text())
 def test_escaping_line_separators_changes_no_value_and_leaves_no_line_break(text: str) -> None:
-    raw = escape_line_separators(json.dumps([text], ensure_ascii=False).encode() + b"\r")
+    raw = frames.escape_line_separators(json.dumps([text], ensure_ascii=False).encode() + b"\r")
     assert json.loads(raw) == [text]
     assert not {"\r", "\n", "\u0085", "\u2028", "\u2029"} & set(raw.decode())
 
@@ -215,8 +205,8 @@ def test_nesting_over_512_is_refused(bracket: str) -> None:
             + "}}}"
         )
 
-    assert isinstance(one(nested(MAX_DEPTH)), Frame)
-    deeper = refusal(nested(MAX_DEPTH + 1))
+    assert isinstance(one(nested(frames.MAX_DEPTH)), Frame)
+    deeper = refusal(nested(frames.MAX_DEPTH + 1))
     assert (deeper.code, deeper.id, deeper.answered) == (PARSE_ERROR, "null", True)
 
 
@@ -436,7 +426,7 @@ def test_the_chunks_of_a_stream_make_no_difference_to_its_lines(
     stream = b"\n".join(lines) + (b"\n" if ended else b"")
     ends = {at + 1 for at, byte in enumerate(stream) if byte == ord("\n")} if one_by_one else set()
     places = sorted({min(cut, len(stream)) for cut in cuts} | ends | {0, len(stream)})
-    splitter = LineSplitter(LIMIT)
+    splitter = frames.LineSplitter(LIMIT)
     found: list[bytes | Refusal] = []
     for start, end in itertools.pairwise(places):
         found += splitter.feed(stream[start:end])
@@ -448,7 +438,7 @@ def test_the_chunks_of_a_stream_make_no_difference_to_its_lines(
 
 
 def test_a_line_one_byte_over_the_maximum_is_refused() -> None:
-    splitter = LineSplitter(4)
+    splitter = frames.LineSplitter(4)
     assert splitter.feed(b"aaaa\naaaaa\nbb") == [b"aaaa", Refusal(PARSE_ERROR, "longer than 4 bytes")]
     assert splitter.feed(b"bb\ncc") == [b"bbbb"]
     assert splitter.feed(b"ccc\n") == [Refusal(PARSE_ERROR, "longer than 4 bytes")]
