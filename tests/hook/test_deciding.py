@@ -39,12 +39,8 @@ def enforce(
 
 def start(home: Path, given: Message) -> subprocess.Popen[bytes]:
     """Start the hook of Claude Code, with its input."""
-    process = subprocess.Popen(
-        program("hook", "claude-code", "--enforce", tuned=PATIENCE),
-        env=environment(home),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    command, pipe = program("hook", "claude-code", "--enforce", tuned=PATIENCE), subprocess.PIPE
+    process = subprocess.Popen(command, env=environment(home), stdin=pipe, stdout=pipe)
     assert process.stdin
     with process.stdin:
         process.stdin.write(json.dumps(given).encode())

@@ -112,16 +112,9 @@ def test_a_denial_as_a_tool_result_has_the_same_message_and_data() -> None:
     for talk in (error, result):
         talk.client_calls("search", 1, 2)
     (as_error,), (as_result,) = error.to_client, result.to_client
-    assert as_result == {
-        "jsonrpc": "2.0",
-        "id": 2,
-        "result": {
-            "content": [{"type": "text", "text": as_error["error"]["message"]}],
-            "isError": True,
-            "resultType": "complete",
-            "_meta": {"mcpguard/denial": as_error["error"]["data"]},
-        },
-    }
+    said, meta = {"type": "text", "text": as_error["error"]["message"]}, {"mcpguard/denial": as_error["error"]["data"]}
+    expected = {"content": [said], "isError": True, "resultType": "complete", "_meta": meta}
+    assert as_result == {"jsonrpc": "2.0", "id": 2, "result": expected}
 
 
 def forms(talk: Talk) -> list[str]:

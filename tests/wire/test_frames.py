@@ -191,19 +191,11 @@ def test_a_method_written_with_escapes_is_recognised() -> None:
     assert frame('{"id":1,"method":"tools\\/c\\u0061ll","params":{"\\u006eame":"x"}}').is_call
 
 
-@pytest.mark.parametrize("bracket", ["[]", "{}"])
-def test_nesting_over_512_is_refused(bracket: str) -> None:
+@pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"x":', "}")])
+def test_nesting_over_512_is_refused(opened: str, closed: str) -> None:
     def nested(depth: int) -> str:
-        opened = "[" if bracket == "[]" else '{"x":'
-        closed = bracket[1]
         rest = depth - 3  # the message, its params and its arguments
-        return (
-            '{"id":1,"method":"tools/call","params":{"name":"[{[","arguments":{"\\"[":'
-            + opened * rest
-            + "0"
-            + closed * rest
-            + "}}}"
-        )
+        return call(f'{{"name":"[{{[","arguments":{{"\\"[":{opened * rest}0{closed * rest}}}}}')
 
     assert isinstance(one(nested(frames.MAX_DEPTH)), Frame)
     deeper = refusal(nested(frames.MAX_DEPTH + 1))
