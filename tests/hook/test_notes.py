@@ -46,13 +46,21 @@ def hook(home: Path, given: bytes | dict[str, Any], *options: str, client: str =
 
 
 def ran(
-    home: Path, given: bytes | dict[str, Any], *argv: str, under: Sequence[str] = (), tuned: Any = None, **env: str
+    home: Path,
+    given: bytes | dict[str, Any],
+    *argv: str,
+    under: Sequence[str] = (),
+    tuned: Any = None,
+    out: int = subprocess.PIPE,
+    **env: str,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the hook, which must end in time with status 0."""
+    """Run the hook, which must end in time with status 0. It writes to `out`, or is read."""
     data = json.dumps(given).encode() if isinstance(given, dict) else given
     argv = (*under, *command("hook", *argv, tuned=tuned))
     begin = time.monotonic()
-    done = subprocess.run(argv, input=data, env=environment(home, **env), capture_output=True, timeout=DEADLINE_S, check=True)
+    done = subprocess.run(
+        argv, input=data, env=environment(home, **env), stdout=out, stderr=subprocess.PIPE, timeout=DEADLINE_S, check=True
+    )
     assert time.monotonic() - begin < IN_TIME_S
     return done
 
@@ -109,17 +117,11 @@ def test_copilots_hook_prints_nothing_if_it_left_no_note(tmp_path: Path) -> None
 def test_copilots_hook_ends_in_time_if_nobody_reads_what_it_prints(home: Path) -> None:
     given = COPILOT["subagent"]["hook"] | {"_meta": {"x": "x" * (1 << 20)}}  # more than a pipe holds
     reader, writer = os.pipe()
-    begin = time.monotonic()
     try:
-        process = subprocess.Popen(
-            command("hook", "copilot"), env=environment(home), stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.PIPE
-        )
-        _, err = process.communicate(json.dumps(given).encode(), DEADLINE_S)
+        assert ran(home, given, "copilot", out=writer).stderr == b""
     finally:
         os.close(writer)
         os.close(reader)
-    assert (process.returncode, err) == (0, b"")
-    assert time.monotonic() - begin < IN_TIME_S
 
 
 def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path) -> None:
