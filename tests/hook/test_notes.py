@@ -46,13 +46,7 @@ def hook(home: Path, given: bytes | dict[str, Any], *options: str, client: str =
 
 
 def ran(
-    home: Path,
-    given: bytes | dict[str, Any],
-    *argv: str,
-    under: Sequence[str] = (),
-    tuned: Any = None,
-    out: int = subprocess.PIPE,
-    **env: str,
+    home: Path, given: Any, *argv: str, under: Sequence[str] = (), tuned: Any = None, out: int = subprocess.PIPE, **env: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the hook, which must end in time with status 0. It writes to `out`, or is read."""
     data = json.dumps(given).encode() if isinstance(given, dict) else given
