@@ -134,11 +134,6 @@ class Scene:
         os.close(self.client_reads)
         self.client_reads = -1
 
-    def logged(self) -> str:
-        os.close(self.write)
-        self.write = -1
-        return os.read(self.read, 1 << 16).decode()
-
 
 GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
 """The times that a server has to end by itself."""

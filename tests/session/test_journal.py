@@ -73,10 +73,6 @@ def charge(name: str, decided: Decided, reported: Reported | None, request_id: i
     return one, exceeding(decided, (reported, None)) if reported else Verdict(decided)
 
 
-def kind_of(row: Row) -> tuple[str, str | None]:
-    return row.decision, row.reported and row.reported[:12]  # the axis comes first
-
-
 @cache
 def id_of(row: Row) -> str:
     return str(record(row)["id"])
