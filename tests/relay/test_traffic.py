@@ -45,12 +45,7 @@ class PolicyFile:
 
 
 class Store(MemoryStore):
-    """A memory store that looks at the server's input when it decides, and fails when the test says so.
-
-    Attributes:
-        failure: The error to raise; None to decide.
-        early: For each decision, whether the server had bytes before it.
-    """
+    """A memory store that fails with its `failure`, and notes in `early` whether the server had bytes before each decision."""
 
     def __init__(self, server_reads: int) -> None:
         super().__init__()

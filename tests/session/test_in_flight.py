@@ -7,8 +7,6 @@ from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Verdict
 from tests.build import Talk, call_line, cancel, request
 
-ANYTHING = "mode = 'enforce'"
-
 
 @pytest.mark.parametrize(
     ("answer", "outcome"),
@@ -19,7 +17,7 @@ ANYTHING = "mode = 'enforce'"
     ],
 )
 def test_an_answer_gives_the_outcome_and_the_duration(answer: dict[str, object], outcome: str) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     assert talk.client_calls("x", 7, 8) == ["forwarded 7", "forwarded 8"]
     assert talk.awaits_answers
     talk.time.pass_ms(3)
@@ -49,7 +47,7 @@ PAIRS = [
 def test_a_request_whose_id_is_not_answered_yet_is_refused(
     one: object, other: object, methods: tuple[str, str], *, same_read: bool
 ) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     first, second = [request(method, at, name="x") for method, at in zip(methods, (one, other), strict=True)]
     came_out = talk.client(first, second) if same_read else [*talk.client(first), *talk.client(second)]
     assert came_out == [f"forwarded {one}", f"answered {other}: -32600"]
@@ -81,7 +79,7 @@ def test_the_answer_to_a_cancelled_ping_frees_no_place(spare: object) -> None:
 
 @pytest.mark.parametrize(("sent", "answered"), [(7, "7"), (-8, "-8"), ("9", 9), (BIG + 1, BIG), (10**21 + 1, 1e21), (7, 7.0)])
 def test_an_id_that_the_server_sends_back_in_another_form_is_that_of_the_request(sent: object, answered: object) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client_calls("x", sent, 5, "a")
     talk.answer(answered)
     assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(1, "ok")]
@@ -100,7 +98,7 @@ def test_an_answer_that_the_server_makes_up_changes_nothing() -> None:
 
 @pytest.mark.parametrize("request_id", [7, "a", "é", int("9" * 4000)])
 def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request_id: object) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client_calls("x", request_id)
     talk.time.pass_ms(5)
     assert talk.client(cancel(request_id)) == ["forwarded notifications/cancelled"]
@@ -113,7 +111,7 @@ def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request
 
 
 def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     assert talk.client(call_line("slow", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
     talk.server({"id": 9, "result": {}})
     assert talk.outcomes == [Outcome(1, "cancelled", 0)]
@@ -121,7 +119,7 @@ def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
 
 
 def test_a_cancellation_does_not_cancel_a_later_call() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(cancel(1), call_line("x", 1))
     talk.answer(1)
     talk.client(call_line("x", 1), cancel(1))
@@ -148,7 +146,7 @@ def test_the_server_gets_no_cancellation_of_a_request_that_it_did_not_get(unseen
 
 
 def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_have_got() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(call_line("x", 1), request("ping", "b"), call_line("x", 3))
     assert talk.client_calls("x", 3) == ["answered 3: -32600"]
     talk.answer(3)
@@ -175,7 +173,7 @@ def test_neither_a_request_with_the_method_of_a_cancellation_nor_another_notific
 
 
 def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     number = b"9" * 5000
     talk.requests(b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}')
     talk.machine.decided([Verdict("allowed", row_id=1)])
@@ -188,7 +186,7 @@ def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
 
 @pytest.mark.parametrize("request_id", [8, "8", True, None, 7.0, [7], {}])
 def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: object) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(call_line("x", 7), request("ping", 1))
     talk.client(cancel(request_id))
     talk.client(b'{"method":"notifications/cancelled"}')
@@ -198,7 +196,7 @@ def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: 
 
 def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     for at in range(5):
         talk.client_calls("x", at)
     talk.client(request("ping", 5))
@@ -208,7 +206,7 @@ def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytes
 
 def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 300)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(call_line("x", "a" * 90), call_line("y" * 90, 1))
     talk.client(request("ping", "b" * 90))
     talk.answer(1)
@@ -234,14 +232,14 @@ def test_no_long_id_makes_a_call_that_fails_count_less() -> None:
 
 def test_cancelled_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     for at in range(5):
         talk.client(request("ping", at), cancel(at))
     assert [talk.client(request("ping", at)) for at in (1, 2)] == [["forwarded 1"], ["answered 2: -32600"]]
 
 
 def test_a_call_without_a_row_can_be_answered_and_retried() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.charges("greet")
     talk.machine.decided([Verdict("allowed")])
     talk.machine.output()

@@ -18,7 +18,6 @@ from tests.build import Talk, call_line, request
 
 ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
 CLOSED = '[[rule]]\ntool = "x"\nlimit = "deny"\n'
-ANYTHING = "mode = 'enforce'"
 UNNAMED = Identity("alice", "os", "crm")
 INFO = "io.modelcontextprotocol/clientInfo"
 NOTIFICATION = b'{"jsonrpc":"2.0","method":"notifications/x"}'
@@ -41,7 +40,7 @@ def test_only_calls_are_limited() -> None:
 
 def test_a_message_is_forwarded_as_it_came() -> None:
     line = '{"jsonrpc":"2.0", "id":1,\r"method":"tools/call","params":{"name":"x","arguments":{"a":"\u2028"}}}\r'.encode()
-    talk = Talk(ANYTHING)
+    talk = Talk()
     assert talk.client(line) == ["forwarded 1"]
     assert talk.forwarded_bytes == [line.replace(b"\r", b" ").replace("\u2028".encode(), b"\\u2028") + b"\n"]
 
@@ -60,7 +59,7 @@ def test_frames_are_in_the_order_of_the_messages() -> None:
 
 
 def test_no_message_of_a_read_is_forwarded_before_all_are_decided() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     messages = frames.read([request("ping", 1), call_line("x", 2), NOTIFICATION])
     assert [one.request_id for one in talk.machine.judge(messages, 0)] == ["2"]
 
@@ -79,7 +78,7 @@ def test_requests_are_decided_in_portions(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     two_names = b'{"id":5,"method":"tools/call","params":{"name":"x","Name":"y"}}'
     came_out = talk.client(b"not json", two_names, Refusal(-32700, "too long"))
     assert came_out == ["answered None: -32700", "answered 5: -32602", "answered None: -32700"]
@@ -90,7 +89,7 @@ def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
 
 
 def test_a_refused_notification_is_not_answered() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     assert talk.client(b'{"method":"tools/call","params":{"name":"x"}}', b'{"id":1,"result":1,"result":2}') == []
     assert [one["decision"] for one in talk.records] == ["invalid", "invalid"]
 
@@ -147,7 +146,7 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
 
 def test_a_valid_traceparent_gives_the_trace_id_but_not_one_with_zeroes_or_a_forbidden_version() -> None:
     """W3C Trace Context has those ignored, and a collector drops spans whose trace id is zero."""
-    talk = Talk(ANYTHING, session="00000000000000aa")
+    talk = Talk(session="00000000000000aa")
     trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     zeroes = [f"00-{'0' * 32}-{span}-01", f"00-{trace}-{'0' * 16}-01"]
     parents = [f"00-{trace}-{span}-01", *zeroes, f"ff-{trace}-{span}-01", f"00-{trace}-{span}", 7, "x" * 100]
@@ -156,7 +155,7 @@ def test_a_valid_traceparent_gives_the_trace_id_but_not_one_with_zeroes_or_a_for
 
 
 def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
-    talk = Talk(ANYTHING, args_key=lambda: b"k")
+    talk = Talk(args_key=lambda: b"k")
     values = [1, 2, 2, 1]
     talk.client(*(call_line("x", at, arguments={"q": value}) for at, value in enumerate(values)))
     assert [one["args_hash"] for one in talk.records] == [args_hash({"q": value}, b"k").hex() for value in values]
@@ -172,7 +171,7 @@ def test_plans_for_other_arguments_are_bounded() -> None:
 
 
 def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
-    talk = Talk(ANYTHING, arguments="full")
+    talk = Talk(arguments="full")
     talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
     assert talk.records[0]["arguments"] == '{"n": Infinity}'
 
@@ -233,7 +232,7 @@ def test_each_change_of_the_policy_has_a_row_that_names_the_one_in_force_and_a_l
 
 
 def test_if_the_store_fails_calls_are_denied_and_everything_else_passes() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.store_failure = "the disk is full"
     came_out = talk.client(call_line("x", 1), request("ping", 2), b"not json")
     assert came_out == ["forwarded 2", "answered 1: 503", "answered None: -32700"]
@@ -247,14 +246,14 @@ def test_if_the_store_fails_calls_are_denied_and_everything_else_passes() -> Non
 
 def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "MAX_PORTION", 2)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.fails_after = 1
     assert talk.client_calls("x", 0, 1, 2, 3) == ["forwarded 0", "forwarded 1", "answered 2: 503", "answered 3: 503"]
 
 
 def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "MAX_OUTCOMES", 2)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client_calls("x", 0, 1, 2, 3, 4)
     talk.server(*[{"id": at, "result": {}} for at in range(5)])
     assert talk.outcomes == [Outcome(at, "ok", 0) for at in range(1, 6)]
@@ -279,7 +278,7 @@ def test_rows_that_sum_up_denials_are_recorded_and_logged_and_at_the_end_none_is
 
 
 def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     answered: list[bytes | Refusal] = [request("ping", 1), call_line("x", 2), b'{"id":4,"method":7}', b"not json"]
     lines = [*answered, NOTIFICATION, b'{"id":5,"result":{},"ID":5}', Refusal(-32700, "too long")]
     talk.machine.judge(frames.read(lines), 0)  # the store breaks down here
@@ -291,7 +290,7 @@ def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
 
 
 def test_a_refused_line_that_is_judged_again_after_a_bug_has_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     with monkeypatch.context() as patched:
         patched.setattr(DecisionRequests, "of_call", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -312,7 +311,7 @@ def test_a_call_that_a_bug_stops_after_its_decision_frees_its_place() -> None:
 
 
 def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     parse_line = frames.parse
 
     def broken(line: bytes) -> Any:
@@ -348,7 +347,7 @@ def test_before_a_request_in_flight_is_cancelled_the_relay_is_told_to_read_answe
 
 
 def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     for line in (call_line("x", 1), request("ping", "two"), call_line("x", 3), call_line("x", 4)):
         talk.client(line)
     talk.answer(3)
@@ -364,7 +363,7 @@ def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
 
 
 def test_messages_after_the_servers_exit_are_discarded() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     assert talk.server_exits("over") == []
     assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == []
     assert talk.records == []
@@ -384,7 +383,7 @@ def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_bu
 
 
 def test_requests_that_the_server_did_not_take_are_answered() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     lines = [call_line("x", 1), request("ping", 2), b'{"method":"n"}', RESPONSE]
     assert talk.client(*lines) == ["forwarded 1", "forwarded 2", "forwarded n", "forwarded answer 9"]
     assert talk.server_does_not_take(*lines, b"", call_line("x", 77)) == ["answered 1: -32000", "answered 2: -32000"]
