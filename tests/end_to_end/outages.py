@@ -25,6 +25,7 @@ BUDGET_MS = 1500
 SLOW_S = 15.0
 """Far more than a call may wait for a store, and far less than anything here waits for something that hangs."""
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 root_only = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts, namespaces and other users want Linux and its root"
 )
@@ -149,14 +150,14 @@ class Trouble(NamedTuple):
     """Something that happens to a store, and ends with the block.
 
     Attributes:
-        happens: It, to a store that a running wrapper uses, whose next call notices it, or before a wrapper starts.
+        happens: It, to the store of a running wrapper, whose next call notices it; or, without a wrapper, before one starts.
         told: What the wrapper says of it.
         timeout_ms: The time limit for the store.
         is_mounted: Whether the store has a small disk of its own.
         mark: Where it can be made.
     """
 
-    happens: Callable[[Place], contextlib.AbstractContextManager[None]]
+    happens: Callable[[Place, EagerHost | None], contextlib.AbstractContextManager[None]]
     told: str = ""
     timeout_ms: int = PATIENT_MS
     is_mounted: bool = False
@@ -164,15 +165,37 @@ class Trouble(NamedTuple):
 
 
 @contextlib.contextmanager
-def _is_locked(place: Place) -> Iterator[None]:
+def _is_locked(place: Place, _: EagerHost | None) -> Iterator[None]:
     with place.opened():
         pass  # the store exists
     with stopped_holder("hold", place.log):
         yield
 
 
+def _called_until(host: EagerHost, what: str) -> None:
+    """Make calls that nothing limits, with long names, until something is told."""
+    for number in range(20_000):
+        if told(host, what):
+            return
+        host.send(call(number, f"free {number} " + "x" * 200))
+        assert "id" in host.answer(number)
+    raise AssertionError(host.err)
+
+
 @contextlib.contextmanager
-def _has_a_full_disk(place: Place) -> Iterator[None]:
+def _may_not_grow(_: Place, host: EagerHost | None) -> Iterator[None]:
+    import resource
+
+    assert host
+    before = resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE, (16_000, before[1]))
+    _called_until(host, "store unavailable")
+    yield
+    resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def _has_a_full_disk(place: Place, _: EagerHost | None) -> Iterator[None]:
     fill = place.path.with_name("fill")
     with contextlib.suppress(OSError), fill.open("wb", buffering=0) as file:
         while file.write(b"f" * 4096):
@@ -182,7 +205,24 @@ def _has_a_full_disk(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _is_read_only(place: Place) -> Iterator[None]:
+def _is_damaged(place: Place, _: EagerHost | None) -> Iterator[None]:
+    """The file stays as it is, until somebody moves it away."""
+    with place.opened():
+        pass
+    size = place.path.stat().st_size
+    with place.path.open("r+b") as file:
+        file.seek(1024)
+        file.write(b"\xa5" * (size - 1024))
+    damaged = place.path.read_bytes()
+    yield
+    assert place.path.read_bytes() == damaged
+    for one in place.path.parent.glob("mcpguard.db*"):
+        with contextlib.suppress(PermissionError):  # on Windows the wrapper's log of the outage, which it has open
+            one.unlink()
+
+
+@contextlib.contextmanager
+def _is_read_only(place: Place, _: EagerHost | None) -> Iterator[None]:
     folder = str(place.path.parent)
     with mounted(folder, "--bind", folder):
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)  # noqa: S607
@@ -191,7 +231,7 @@ def _is_read_only(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _is_killed(place: Place) -> Iterator[None]:
+def _is_killed(place: Place, _: EagerHost | None) -> Iterator[None]:
     assert place.server
     place.server.kill()
     yield
@@ -199,7 +239,7 @@ def _is_killed(place: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hangs(place: Place) -> Iterator[None]:
+def _hangs(place: Place, _: EagerHost | None) -> Iterator[None]:
     assert place.server
     place.server.signal(signal.SIGSTOP)
     yield
@@ -212,6 +252,7 @@ HUNG = Trouble(_hangs, timeout_ms=BUDGET_MS)
 
 LATER: Mapping[str, Trouble] = {
     "it is locked by a stopped process": LOCKED,
+    "its file may not grow": Trouble(_may_not_grow, "check that its disk is not full", mark=linux_only),
     "its server is killed": KILLED,
     "its server hangs": HUNG,
 }
@@ -221,6 +262,7 @@ AT_THE_START: Mapping[str, Trouble] = {
     "it is locked by a stopped process": LOCKED,
     "its disk is full": Trouble(_has_a_full_disk, "mcpguard.db", is_mounted=True, mark=root_only),
     "its file system is read-only": Trouble(_is_read_only, "ead-only", mark=root_only),
+    "it is damaged": Trouble(_is_damaged, " is damaged: "),
     "its server is dead": KILLED,
     "its server hangs": HUNG,
 }

@@ -85,7 +85,7 @@ def test_an_outage_costs_one_call_its_budget_is_told_once_and_loses_no_count(
     settings(tmp_path, mode, timeout_ms=trouble.timeout_ms)
     with store(tmp_path, trouble, on_a_server) as place, wrapper(tmp_path, place) as host:
         assert codes(host, 2) == [200, 200]
-        with trouble.happens(place):
+        with trouble.happens(place, host):
             assert codes(host, 1) == MODES[mode][:1]
             since = time.monotonic()
             assert codes(host, 3) == MODES[mode][1:]
@@ -106,7 +106,7 @@ def test_a_store_that_cannot_be_used_at_the_start_is_named_left_as_it_is_and_use
 ) -> None:
     settings(tmp_path, mode, timeout_ms=trouble.timeout_ms)
     with store(tmp_path, trouble, on_a_server) as place, contextlib.ExitStack() as stack:
-        with trouble.happens(place):
+        with trouble.happens(place, None):
             host = stack.enter_context(wrapper(tmp_path, place))
             assert codes(host, 6) == {"local": [200] * 5 + [429], "deny": [503] * 6, "allow": [200] * 6}[mode]
             assert codes(host, 1, "drop") == [403]
@@ -138,6 +138,19 @@ def test_each_of_many_wrappers_admits_without_a_store_what_it_may_and_all_of_it_
         assert [codes(host, 1) for host in hosts] == [[429]] * 3
 
 
+def test_a_wrapper_that_ends_just_after_the_store_is_back_hands_over_what_it_counted(tmp_path: Path) -> None:
+    settings(tmp_path)
+    place = Place(tmp_path)
+    patient = {"mcpguard.stores.outage.store.LAST_TRY_S": 30.0, "mcpguard.relay.guard.CLOSE_S": 30.5}
+    with EagerHost(tmp_path, tuned=patient) as host:
+        assert codes(host, 1) == [200]
+        with stopped_holder("hold", place.log):
+            assert codes(host, 2) == [200, 200]
+        host.end()
+    assert place.used == [3]
+    assert [row["outcome"] for row in place.rows] == ["ok"] * 3
+
+
 def taken_in(host: EagerHost, home: Path) -> None:
     """Wait until a wrapper has taken in what another left on disk."""
     until(lambda: told(host, "a wrapper ended while the store was unavailable") == 1, "it takes in what the other left")
@@ -154,7 +167,7 @@ def test_a_wrapper_that_ends_in_an_outage_leaves_all_that_it_forwarded_to_anothe
     trouble = KILLED if on_a_server else LOCKED
     with store(tmp_path, trouble, on_a_server) as place, wrapper(tmp_path, place) as host, wrapper(tmp_path, place) as other:
         assert codes(host, 1) == codes(other, 1) == [200]
-        with trouble.happens(place):
+        with trouble.happens(place, host):
             assert codes(other, 2) == [200, 200]
             since = time.monotonic()
             if how == "in order":
