@@ -218,7 +218,7 @@ def test_a_denial_by_a_closed_tool_has_no_count() -> None:
     assert "count" not in talk.records[0]
 
 
-def test_a_denied_tool_is_denied_for_good_although_a_limit_is_exceeded_too() -> None:
+def test_of_two_exceeded_limits_the_one_with_the_longest_wait_is_reported() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n[[rule]]\nuser = "*"\ntool = "x"\nlimit = "1/1h"\n')
     talk.one("x")
     verdict = talk.one("x")
