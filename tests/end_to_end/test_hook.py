@@ -30,14 +30,9 @@ def hook(
 ) -> Message:
     """What a client does before a call. Returns what the hook prints: nothing, or one JSON object."""
     budget(home, PATIENT_MS)
-    done = subprocess.run(
-        program("hook", client, *options, tuned=tuned),
-        input=told if isinstance(told, bytes) else json.dumps(told).encode(),
-        env=environment(home, **env),
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
+    command, env = program("hook", client, *options, tuned=tuned), environment(home, **env)
+    data = told if isinstance(told, bytes) else json.dumps(told).encode()
+    done = subprocess.run(command, input=data, env=env, capture_output=True, timeout=DEADLINE_S, check=True)
     assert done.stderr == b""
     return dict(json.loads(done.stdout or b"{}"))
 

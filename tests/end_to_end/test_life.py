@@ -347,14 +347,8 @@ def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(
 
 
 def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path) -> None:
-    done = subprocess.run(
-        program("run", "--", *script("obedient")),
-        input=lines([call(number, "search") for number in range(20)]),
-        env=environment(tmp_path),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0
+    command, sent = program("run", "--", *script("obedient")), lines([call(number, "search") for number in range(20)])
+    done = subprocess.run(command, input=sent, env=environment(tmp_path), capture_output=True, check=True)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]
 
 

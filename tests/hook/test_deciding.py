@@ -432,14 +432,9 @@ CallLog.append = append
 
 def ran(program: str, home: Path, call_id: str, *options: str) -> subprocess.CompletedProcess[bytes]:
     """The hook, which a program runs, for a call of a built-in tool."""
-    return subprocess.run(
-        [sys.executable, *options, "-c", program, "hook", "claude-code", "--enforce"],
-        input=json.dumps(used("Bash", call_id)).encode(),
-        env=environment(home),
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
+    command = [sys.executable, *options, "-c", program, "hook", "claude-code", "--enforce"]
+    data = json.dumps(used("Bash", call_id)).encode()
+    return subprocess.run(command, input=data, env=environment(home), capture_output=True, timeout=DEADLINE_S, check=True)
 
 
 def test_a_closed_tool_stays_closed_if_the_system_has_no_thread_left(tmp_path: Path) -> None:
