@@ -246,6 +246,10 @@ class Talk(Session):
         notes = {one: noted[one] for one in look_up.notes if one in noted} if look_up and noted else None
         return self.carry_out(self.machine.judge(messages, self.time(), notes))
 
+    def client_calls(self, tool: str, *request_ids: object, **params: object) -> list[str]:
+        """The client calls a tool once for each id, all read at once."""
+        return self.client(*[call_line(tool, one, **params) for one in request_ids])
+
     def server(self, *messages: object) -> list[str]:
         """The server writes messages, and outcomes are recorded some time later."""
         stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
@@ -256,6 +260,11 @@ class Talk(Session):
     def answer(self, request_id: object, **result: object) -> None:
         """The server answers a request with a result."""
         assert self.server({"jsonrpc": "2.0", "id": request_id, "result": result}) == []
+
+    def ask_for_input(self, request_id: object, state: object = None, *inputs: str) -> None:
+        """The server answers a call by asking for input: a retry that carries it, and the state, is free."""
+        carried = {} if state is None else {"requestState": state}
+        self.answer(request_id, resultType="input_required", inputRequests={one: {} for one in inputs}, **carried)
 
     def record(self, *, everything: bool = False) -> list[str]:
         """The time has come to record outcomes."""

@@ -272,6 +272,10 @@ class Host:
         self._buffer.clear()
         return rest
 
+    def ended(self) -> tuple[bytes, int]:
+        """Everything until the end of the stream, and the exit status."""
+        return self.rest(), self.wait()
+
     def message(self) -> Message:
         """The next message."""
         line = self.line()
@@ -337,6 +341,10 @@ class Host:
             return not processes.left_after(DEADLINE_S, self._pids)
         return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
 
+    def is_up(self) -> None:
+        """Wait until calls can be judged."""
+        until(lambda: " store=" in self.err, "the guard is up")
+
     def audit(self) -> list[Message]:
         """The audit rows of calls."""
         return audit(self.home)
@@ -344,6 +352,14 @@ class Host:
     def notes(self) -> list[Message]:
         """The audit rows of policies."""
         return audit(self.home, policies=True)
+
+
+@contextlib.contextmanager
+def serving(home: Path, *command: str, **how: Any) -> Iterator[Host]:
+    """A server, by default `obedient`, behind mcpguard. The client ends the session, whose exit status has to be 0."""
+    with Host(home, *(command or script("obedient")), **how) as host:
+        yield host
+        assert host.end() == 0
 
 
 def audit(home: Path, *, policies: bool = False) -> list[Message]:

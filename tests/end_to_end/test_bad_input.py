@@ -2,10 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from .host import ROOT, WINDOWS, Host, policy, rule, script
+from mcpguard.text.printing import quoted
 
-NO_PROGRAM = "it is not executable" if WINDOWS else "not a program for this system"
-POLICY_INVALID = "policy_invalid"
+from .host import ROOT, Host, policy, rule, script, serving
 
 
 def complaint(host: Host) -> str:
@@ -20,31 +19,20 @@ def complaint(host: Host) -> str:
 
 @pytest.mark.parametrize(
     ("command", "status", "words"),
-    [
-        (["no-such-command"], 127, "cannot run no-such-command: no such command"),
-        (["{home}/server"], 126, f"cannot run {{home}}/server: {NO_PROGRAM}"),
-        ([], 2, "no command to run"),
-    ],
+    [(["no-such-command"], 127, "cannot run no-such-command: no such command"), ([], 2, "no command to run")],
 )
 def test_a_command_that_cannot_be_run_is_named_with_a_shells_status(
     tmp_path: Path, command: list[str], status: int, words: str
 ) -> None:
-    (tmp_path / "server").write_text("echo hello\n")
-    (tmp_path / "server").chmod(0o700)
-    with Host(tmp_path, *(word.format(home=tmp_path) for word in command)) as host:
-        assert words.format(home=tmp_path) in complaint(host)
+    with Host(tmp_path, *command) as host:
+        assert words in complaint(host)
         assert host.wait() == status
-
-
-def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient"), options=["--polcy", "x"]) as host:
-        assert "--polcy" in complaint(host)
-        assert host.wait() == 2
 
 
 @pytest.mark.parametrize(
     ("options", "env", "words", "status"),
     [
+        (["--polcy", "x"], {}, "--polcy", 2),
         (["--store", "redis//x"], {}, "--store: this is not a URL", 2),
         ([], {"MCPGUARD_AGENT": "a::*::b"}, "MCPGUARD_AGENT: 'a::*::b' is a pattern", 78),
         (["--config", ROOT.anchor], {}, f"{ROOT.anchor}: cannot be read: ", 78),
@@ -60,46 +48,33 @@ def test_a_setting_that_cannot_be_is_named_and_no_server_starts(
     assert not log.exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "where", "why"),
-    [
-        ("", "line 1", "the file is empty"),
-        ('\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n', "line 4: rule 1", "'0/1h' admits nothing"),
-        ("a = " + "[" * 100_000, "line 1", "not TOML"),
-    ],
-    ids=range(3),
-)
-def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(
-    tmp_path: Path, text: str, where: str, why: str
-) -> None:
-    file = policy(tmp_path, text)
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
+def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(tmp_path: Path) -> None:
+    file = policy(tmp_path, '\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n')
+    with serving(tmp_path, *script("obedient", tmp_path / "calls")) as host:
         assert "result" in host.ask("list", "tools/list")
         error = host.call(1, "search")["error"]
-        assert (error["code"], error["data"]["reason"]) == (503, POLICY_INVALID)
-        assert f"{file}: {where}: " in error["message"]
-        assert why in error["message"]
-        assert f"{file}: {where}: " in host.err
-        assert host.end() == 0
-        assert "Traceback" not in host.err
-        assert [row["decision"] for row in host.audit()] == ["unavailable"]
+        assert (error["code"], error["data"]["reason"]) == (503, "policy_invalid")
+        assert f"{file}: line 4: rule 1" in error["message"]
+        assert "'0/1h' admits nothing" in error["message"]
+        assert " mode=closed (every call is denied) server=" in host.err
+        assert f" policy={quoted(file)} (no policy: {file}: line 4: rule 1" in host.err
+    assert [row["decision"] for row in host.audit()] == ["unavailable"]
     assert (tmp_path / "calls").read_text() == ""
 
 
 def test_a_policy_that_is_named_but_missing_closes_every_tool_until_it_is_there(tmp_path: Path) -> None:
     named = tmp_path / "team.toml"
-    with Host(tmp_path, *script("obedient"), options=["--policy", str(named)]) as host:
+    with serving(tmp_path, options=["--policy", str(named)]) as host:
         error = host.call(1, "search")["error"]
         assert error["code"] == 503
         assert f"{named}: no such file" in error["message"]
         named.write_text(rule("1/1h", tool="search"))
         assert "result" in host.call(2, "search")
-        assert host.end() == 0
 
 
 def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", tool="search"))
-    with Host(tmp_path, *script("obedient")) as host:
+    with serving(tmp_path) as host:
         assert "result" in host.call(1, "search")
         assert "error" in host.call(2, "search")
         for n in range(2, 12):  # the history is kept
@@ -110,30 +85,19 @@ def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -
         assert host.call(3, "search")["error"]["code"] == 403
         policy(tmp_path, rule("unlimited", tool="search"))
         assert "result" in host.call(4, "search")
-        assert host.end() == 0
-        notes = host.notes()
+    notes = host.notes()
     assert len(notes) == len({row["policy"] for row in notes}) == 13
     assert [row["reason"] for row in notes] == ["in force at the start"] + ["applied"] * 12
 
 
 @pytest.mark.posix
-def test_who_else_may_change_what_decides_is_told_once_at_the_start(tmp_path: Path) -> None:
-    policy(tmp_path, rule("2/1h", tool="search")).chmod(0o666)
-    with Host(tmp_path, *script("obedient")) as host:
+def test_who_else_may_change_what_decides_and_who_may_see_a_password_is_told_once_at_the_start(tmp_path: Path) -> None:
+    file = policy(tmp_path, rule("2/1h", tool="search"))
+    file.chmod(0o666)
+    with serving(tmp_path, options=["--store", "redis://alice:S3cret@127.0.0.1:1/0"]) as host:
         assert "result" in host.call(1, "search")
         assert "result" in host.call(2, "search")
-        assert host.end() == 0
-    file = tmp_path / "policy.toml"
     assert host.err.count("may change") == 1
     assert f"mcpguard: other accounts may change {file}: {file} may be written to by everybody\n" in host.err
-
-
-@pytest.mark.parametrize("on_the_command_line", [True, False])
-def test_a_password_in_the_list_of_processes_is_warned_of_once(tmp_path: Path, on_the_command_line: bool) -> None:
-    url = "redis://alice:S3cret@127.0.0.1:1/0"
-    options, env = (["--store", url], {}) if on_the_command_line else ([], {"MCPGUARD_STORE": url})
-    with Host(tmp_path, *script("obedient"), options=options, env=env) as host:
-        host.ask(1, "ping")
-        assert host.end() == 0
-        assert host.err.count("--store holds a password") == on_the_command_line
-        assert "S3cret" not in host.err
+    assert host.err.count("--store holds a password") == 1
+    assert "S3cret" not in host.err

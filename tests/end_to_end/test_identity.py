@@ -8,7 +8,7 @@ import pytest
 from tests.cli.command import mcpguard
 from tests.redis_servers import running
 
-from .host import Host, Message, call, request, script
+from .host import Message, call, request, serving
 
 WHO = ("user", "user_source", "agent", "agent_source", "server")
 ACCOUNT = getpass.getuser()
@@ -22,62 +22,47 @@ def initialize(name: str) -> Message:
 
 def session(home: Path, *messages: Message, **how: Any) -> list[Message]:
     """The audit of a session in which these are sent."""
-    with Host(home, *script("obedient"), **how) as host:
+    with serving(home, **how) as host:
         for message in messages:
             host.send(message)
             host.answer(message["id"])
-        assert host.end() == 0
-        return host.audit()
+    return host.audit()
 
 
 @pytest.mark.parametrize(
     ("options", "env", "config", "expected"),
     [
-        ([], {}, "", (ACCOUNT, "os", "unknown::interactive::default", "default", SERVER)),
+        ([], {}, "", (ACCOUNT, "os", "one::interactive::default", "clientInfo", SERVER)),
         (
-            ["--user", "alice", "--server", "crm", "--agent", "::subagent::Explore"],
+            ["--user", "alice", "--server", "crm", "--agent", "E::subagent::Explore"],
             {"MCPGUARD_USER": "bob", "MCPGUARD_SERVER": "erp"},
             'user = "carol"',
-            ("alice", "config", "unknown::subagent::Explore", "config", "crm"),
+            ("alice", "config", "E::subagent::Explore", "config", "crm"),
         ),
         (
             [],
-            {"MCPGUARD_USER": "bob", "MCPGUARD_AGENT": "E::api::e", "MCPGUARD_SERVER": "erp"},
-            'user = "carol"\nagent = "C::api::c"',
-            ("bob", "config", "E::api::e", "config", "erp"),
+            {},
+            'user = " ünï::cødé \\t"\ntrust_client_info = false',
+            (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER),
         ),
-        ([], {}, 'user = " ünï::cødé \\t"', (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER)),
+        ([], {}, "trust_meta = true", (ACCOUNT, "os", "x::api::y", "meta", SERVER)),
     ],
-    ids=repr,
+    ids=["by default", "by options", "in the file", "by calls"],
 )
 def test_who_calls_is_configured_and_its_source_is_in_the_audit(
     tmp_path: Path, options: list[str], env: dict[str, str], config: str, expected: tuple[str, ...]
 ) -> None:
     (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n", "utf-8")
-    rows = session(tmp_path, call(1, "search"), options=options, env=env)
-    assert [tuple(row[key] for key in WHO) for row in rows] == [expected]
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ("trust_client_info = false", ("unknown::interactive::default", "default")),
-        ("trust_meta = true", ("x::api::y", "meta")),
-        ("", ("one::interactive::default", "clientInfo")),
-    ],
-)
-def test_whether_a_client_is_believed_is_configured(tmp_path: Path, config: str, expected: tuple[str, str]) -> None:
-    (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n", "utf-8")
-    rows = session(tmp_path, initialize("one"), call(1, "search", _meta={"mcpguard/agent": "x::api::y"}))
-    assert [(row["agent"], row["agent_source"]) for row in rows] == [expected]
+    called = call(1, "search", _meta={"mcpguard/agent": "x::api::y"})
+    (row,) = session(tmp_path, initialize("one"), called, options=options, env=env)
+    assert tuple(row[key] for key in WHO) == expected
 
 
 def test_the_guards_secrets_are_not_the_servers_nor_in_any_output_and_all_else_is_passed_on(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--requirepass", "pa55word") as server:
         secrets = {"MCPGUARD_TOKEN": "s3cret", "MCPGUARD_STORE": server.url, "MCPGUARD_STORE_PASSWORD": "pa55word"}
-        with Host(tmp_path, *script("obedient"), env={**secrets, "SERVERS_OWN": "thing"}) as host:
+        with serving(tmp_path, env={**secrets, "SERVERS_OWN": "thing"}) as host:
             text = host.call(1, "variables")["result"]["content"][0]["text"]
-            assert host.end() == 0
         told = mcpguard(tmp_path, "audit", "tail", "--json", **secrets).stdout
         assert '"tool": "variables"' in told or '"tool":"variables"' in told
         wrong = mcpguard(tmp_path, "audit", "tail", **secrets | {"MCPGUARD_STORE_PASSWORD": "wr0ng"})
@@ -103,9 +88,8 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("agent", "times"), [("Codex::batch::x", 1), ("Codex::background::x", 0)])
 def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(tmp_path: Path, agent: str, times: int) -> None:
     said = "no rule matches agents of the tier batch, so nothing limits their calls; check the spelling"
-    with Host(tmp_path, *script("obedient"), options=["--agent", agent]) as host:
+    with serving(tmp_path, options=["--agent", agent]) as host:
         host.call(1, "search")
-        assert host.end() == 0
     assert host.err.splitlines().count(f"mcpguard: {said}") == times
     assert mcpguard(tmp_path, "whoami", "--agent", agent).stdout.count(f"warning: {said}\n") == times
     explained = mcpguard(tmp_path, "policy", "explain", "--tool", "x", "--agent", agent)
@@ -113,16 +97,14 @@ def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(
     assert mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT=agent).stdout.count(f"warning: {said}\n") == times
 
 
-WOMAN = "\U0001f469"
 ODD = {"user": 'al ice"\x1b[2J\u202e', "server": "客户 服务", "agent": "a\\x1b::batch::\U0001f469\u200d"}
 
 
 def test_odd_names_stand_in_the_first_line_in_quotation_marks_and_without_control_characters(tmp_path: Path) -> None:
     options = [word for key, name in ODD.items() for word in (f"--{key}", name)]
-    with Host(tmp_path, *script("obedient"), options=options) as host:
+    with serving(tmp_path, options=options) as host:
         host.call(1, "search")
-        assert host.end() == 0
     first = next(line for line in host.err.splitlines() if line.startswith("mcpguard: "))
     assert first.isprintable()
     assert r' server="客户 服务" user="al ice\"\x1b[2J\u202e" ' in first
-    assert rf' agent="a\\x1b::batch::{WOMAN}\u200d" policy=the starter policy (4 rules) store=' in first
+    assert r' agent="a\\x1b::batch::👩\u200d" policy=the starter policy (4 rules) store=' in first

@@ -34,9 +34,7 @@ args = [
 @pytest.mark.parametrize(
     ("name", "content"), [(".cursor/mcp.json", JSON), (".codex/config.toml", TOML.replace("\n", "\r\n"))], ids=["JSON", "TOML"]
 )
-def test_a_client_uses_an_installed_server_within_its_limits_and_uninstall_gives_every_byte_back(
-    tmp_path: Path, name: str, content: str
-) -> None:
+def test_an_installed_server_is_limited_and_uninstall_gives_every_byte_back(tmp_path: Path, name: str, content: str) -> None:
     account = Account(tmp_path)
     file = account.write(f"home/{name}", content)
     done = account.run("install", "--yes", MCPGUARD_USER="alice")

@@ -29,6 +29,7 @@ from .host import (
     request,
     rule,
     script,
+    serving,
     until,
 )
 
@@ -48,27 +49,9 @@ SHORT_MS: Final = 4000
 """A budget for the store in tests that wait for the end of it, which is still long for a busy machine."""
 
 
-@pytest.mark.parametrize(
-    ("command", "status", "told"),
-    [
-        ("os._exit(0)", 0, "status 0"),
-        ("os._exit(7)", 7, "status 7"),
-        pytest.param("os.kill(os.getpid(), 9)", -9, "status 137 (SIGKILL)", marks=posix),
-        pytest.param("os.kill(os.getpid(), 15)", -15, "status 143 (SIGTERM)", marks=posix),
-    ],
-)
-def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, status: int, told: str) -> None:
-    with Host(tmp_path, *PYTHON, f"import os; {command}") as host:
-        assert host.rest() == b""
-        assert host.wait() == status
-        assert f"server exited with {told}\n" in host.err
-        assert "Traceback" not in host.err
-
-
-@pytest.mark.parametrize("status", [0, 7])
-def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp_path: Path, status: int) -> None:
-    with Host(tmp_path, *PYTHON, f"import sys; sys.stdin.read(); sys.exit({status})") as host:
-        assert host.end() == status
+def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp_path: Path) -> None:
+    with Host(tmp_path, *PYTHON, "import sys; sys.stdin.read(); sys.exit(7)") as host:
+        assert host.end() == 7
         assert "server exited" not in host.err
 
 
@@ -77,7 +60,8 @@ def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp
     [
         ("leave", {"status": 0}, "status 0", 0),
         ("leave", {"status": 7}, "status 7", 7),
-        pytest.param("die", {"signal": "SIGSEGV"}, "status 139 (SIGSEGV)", -signal.SIGSEGV, marks=posix),
+        pytest.param("die", {"signal": "SIGSEGV"}, "status 139 (SIGSEGV)", -11, marks=posix),
+        pytest.param("die", {"signal": "SIGTERM"}, "status 143 (SIGTERM)", -15, marks=posix),
     ],
 )
 def test_requests_in_flight_are_answered_when_the_server_is_gone(
@@ -88,85 +72,34 @@ def test_requests_in_flight_are_answered_when_the_server_is_gone(
         for request_id in (1, "two", 3):
             error = host.answer(request_id)["error"]
             assert (error["code"], error["message"]) == (GONE, f"server exited with {told}")
-        assert host.line() == b""
-        assert host.wait() == status
+        assert host.ended() == (b"", status)
+        assert f"server exited with {told}\n" in host.err
+        assert "Traceback" not in host.err
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"] * 3
 
 
-def test_a_frame_that_the_server_left_unfinished_does_not_swallow_the_last_answers(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
-        host.send(call(1, "half", {"status": 3}))
-        assert host.line() == b'{"jsonrpc":"2.0","id":1,"resu'
-        assert host.message()["error"]["code"] == GONE
-        assert host.rest() == b""
-        assert host.wait() == 3
-    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
-
-
-def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are_answered(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
-        host.send(call(1, "close_stdout"))
+@pytest.mark.parametrize(
+    ("lives_on", "status"), [("sys.stdin.read()", 0), ("time.sleep(1000)", ENDED_STATUS)], ids=["listens", "does not listen"]
+)
+def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are_answered(
+    tmp_path: Path, lives_on: str, status: int
+) -> None:
+    with Host(tmp_path, *PYTHON, f"import os, sys, time; sys.stdin.readline(); os.close(1); {lives_on}") as host:
+        host.send(call(1, "x"))
         assert host.answer(1)["error"]["code"] == GONE
-        assert host.rest() == b""
-        assert host.wait() == 0
+        assert host.ended() == (b"", status)
         assert host.nobody_is_left()
-
-
-def test_a_server_that_closes_its_output_and_does_not_listen_is_killed(tmp_path: Path) -> None:
-    with Host(tmp_path, *PYTHON, "import os, time; os.close(1); time.sleep(1000)") as host:
-        assert host.rest() == b""
-        assert host.wait() == ENDED_STATUS
-        assert host.nobody_is_left()
-
-
-def test_a_call_to_a_server_that_has_closed_its_input_is_answered_at_once(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient"), tuned=NO_GRACE) as host:
-        host.call(1, "close_stdin")
-        for request_id in (2, 3):
-            error = host.call(request_id, "search")["error"]
-            assert (error["code"], error["message"]) == (GONE, "the server has closed its input")
-        assert host.ask(4, "tools/list")["error"]["code"] == GONE
-        assert host.leave() == ENDED_STATUS
-    found = [(row["decision"], row.get("reason") or row["outcome"]) for row in audit(tmp_path)]
-    assert found == [("allowed", "ok"), ("allowed", "no_answer"), ("unavailable", "server_gone")]
-
-
-def test_a_client_that_has_ended_its_input_still_gets_every_answer(tmp_path: Path) -> None:
-    requests = [call(number, "search") for number in range(50)]
-    with Host(tmp_path, *script("obedient")) as host:
-        host.send(lines(requests))
-        host.stdin.close()
-        for number in range(50):
-            assert "result" in host.answer(number)
-        assert host.answer("last")["result"]["content"][0]["text"] == "words"
-        assert host.rest() == b""
-        assert host.wait() == 0
-
-
-def test_a_last_line_without_an_end_is_judged_and_answered(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="search"))
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
-        host.send(call(1, "search"), lines([call(2, "search")])[:-1])
-        host.stdin.close()
-        assert "result" in host.answer(1)
-        assert host.answer(2)["error"]["code"] == 429
-        host.rest()
-        assert host.wait() == 0
-    assert (tmp_path / "calls").read_text().splitlines() == ['[1, "search"]']
 
 
 @posix
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_answered_in_its_place(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_answered(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "hang"))
         host.notification("notifications/hanging")
         host.kill(number)
-        assert host.rest() == b""
-        assert host.wait() == -number
+        assert host.ended() == (b"", -number)
         assert host.nobody_is_left()
         assert "Traceback" not in host.err
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
@@ -175,8 +108,7 @@ def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_
 @posix
 def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Path) -> None:
     with Host(tmp_path, "sh", "-c", "kill -TERM $PPID; cat >/dev/null; sleep 1000") as host:
-        assert host.rest() == b""
-        assert host.wait() == -signal.SIGTERM
+        assert host.ended() == (b"", -signal.SIGTERM)
         assert host.nobody_is_left()
 
 
@@ -223,7 +155,7 @@ def test_a_signal_or_the_end_of_the_client_ends_a_server_and_all_that_it_started
 ) -> None:
     with Host(tmp_path, *command) as host:
         assert host.line()
-        until(lambda: " store=" in host.err, "the guard is up")
+        host.is_up()
         if number:
             host.kill(number)
         assert (host.wait() if number else host.leave()) == status
@@ -252,8 +184,7 @@ def test_a_client_that_ends_its_input_and_reads_on_ends_a_server_that_heeds_noth
         with pytest.raises(subprocess.TimeoutExpired):
             host.process.wait(1.0)
         host.kill(signal.SIGTERM)
-        assert host.rest() == b""
-        assert host.wait() == KILLED_STATUS
+        assert host.ended() == (b"", KILLED_STATUS)
         assert host.nobody_is_left()
 
 
@@ -299,8 +230,7 @@ def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_pat
         assert host.call(3, "search")["error"]["code"] == 429
         host.stdin.close()
         assert host.answer("last")["result"]["content"][0]["text"] == "words"
-        assert host.rest() == b""
-        assert host.wait() == 0
+        assert host.ended() == (b"", 0)
         assert host.nobody_is_left()
 
 
@@ -310,7 +240,7 @@ def test_the_death_of_the_guard_is_the_death_of_all_that_a_server_started_and_th
 ) -> None:
     with Host(tmp_path, *script("stubborn"), own_group=whole_group) as host:
         host.notification("notifications/ready")
-        until(lambda: " store=" in host.err, "the guard is up")
+        host.is_up()
         if whole_group:
             os.killpg(host.process.pid, signal.SIGKILL)
         else:
@@ -325,7 +255,7 @@ def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anyth
     number = signal.Signals[name]
     with Host(tmp_path, *script("stubborn")) as host:
         host.notification("notifications/ready")
-        until(lambda: " store=" in host.err, "the guard is up")
+        host.is_up()
         children = Path(f"/proc/{host.process.pid}/task/{host.process.pid}/children").read_text().split()
         (watchdog,) = (int(pid) for pid in children if b"mcpguard-watchdog" in Path(f"/proc/{pid}/cmdline").read_bytes())
         ignored = re.compile(r"^SigIgn:\t([0-9a-f]+)$", re.MULTILINE)
@@ -343,7 +273,7 @@ def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anyth
 def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(tmp_path: Path) -> None:
     both = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0, close_fds=False); input()"
     with Host(tmp_path, *PYTHON, both) as host:
-        until(lambda: " store=" in host.err, "the guard is up")
+        host.is_up()
         host.kill()
         assert host.nobody_is_left()
 
@@ -387,15 +317,6 @@ def test_a_session_leaves_no_ended_process_to_be_collected(tmp_path: Path) -> No
     assert subprocess.run(adopts, env=environment(tmp_path), timeout=DEADLINE_S, check=False).returncode == 0
 
 
-@posix
-def test_the_server_is_the_guards_child_in_a_process_group_of_its_own(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
-        found = json.loads(host.call(1, "session")["result"]["content"][0]["text"])
-        assert found["group"] == found["pid"]
-        assert found["parent"] == host.process.pid
-        assert host.end() == 0
-
-
 def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: Path) -> None:
     policy(tmp_path, rule("9000/1d", tool="*"))
     dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
@@ -425,16 +346,9 @@ def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(
         assert decided <= answered
 
 
-@pytest.mark.parametrize("server", [script("obedient"), launched("obedient")], ids=["server", "a launcher's child"])
-def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path, server: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mcpguard", "run", "--", *server],
-        input=lines([call(number, "search") for number in range(20)]),
-        env=environment(tmp_path),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0
+def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path) -> None:
+    command, sent = program("run", "--", *script("obedient")), lines([call(number, "search") for number in range(20)])
+    done = subprocess.run(command, input=sent, env=environment(tmp_path), capture_output=True, check=True)
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]
 
 
@@ -443,12 +357,11 @@ def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(
     late = "import sys, time; sys.stdin.readline(); time.sleep(1.0); sys.stdout.write(str(len(sys.stdin.readlines())))"
     tuned = NO_GRACE | {"mcpguard.relay.readiness.STUCK_S": 0.1}
     with Host(tmp_path, *PYTHON, late, tuned=tuned) as host:
-        until(lambda: " store=" in host.err, "the guard is up")
+        host.is_up()
         with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):
             pass
         host.stdin.close()
-        assert host.rest() == b"169"
-        assert host.wait() == 0
+        assert host.ended() == (b"169", 0)
 
 
 @hears_late
@@ -477,13 +390,12 @@ def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path
 def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
     tells = f"import os, signal; signal.signal({int(number)}, lambda *_: os.write(1, b'got\\n')); os.write(1, b'up\\n')"
-    with Host(tmp_path, *PYTHON, f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
+    with serving(tmp_path, *PYTHON, f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
         assert host.line() == b"up"
         host.kill(number)
         assert host.line() == b"got"
         host.send(request(1, "ping"))
         assert host.line() == b"read"
-        assert host.end() == 0
 
 
 @posix
@@ -498,13 +410,12 @@ while os.read(0, 100):
     os.write(1, f"{{helper.poll()}}\\n".encode())
 helper.kill()
 """
-    with Host(tmp_path, *PYTHON, server) as host:
+    with serving(tmp_path, *PYTHON, server) as host:
         assert host.line() == b"up"
         host.kill(number)
         assert host.line() == b"None"
         host.send(request(1, "ping"))
         assert host.line() == b"None"
-        assert host.end() == 0
 
 
 @posix
@@ -525,17 +436,15 @@ def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_
 
 
 def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
-    with Host(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
+    with serving(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
         until(lambda: bool(host.notes()), "the policy's row is in the store", 0.1)
-        assert host.end() == 0
 
 
 def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
     policy(tmp_path, rule("100/1h", tool="*"))
-    with Host(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+    with serving(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
         until(lambda: "mcpguard.documents.toml" in host.err and bool(host.notes()), "everything is in place", 0.1)
         imported = host.err
         host.send(call(1, "search"))
         assert host.message() == call(1, "search")
         assert host.err == imported
-        assert host.end() == 0

@@ -16,7 +16,7 @@ from mcpguard.stores.sqlite.log_records import START
 from tests.cli.command import mcpguard
 from tests.redis_servers import running
 
-from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, sqlite_url, total
+from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, serving, sqlite_url, total
 
 SEARCHES = rule("100/1h", user="*", tool="search_customers")
 
@@ -39,9 +39,7 @@ def call_them_all(host: Host, requests: list[Message]) -> list[Message]:
         return [host.message() for _ in requests]
 
 
-def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_each_other_one_is_told_when_to_come_back(
-    tmp_path: Path,
-) -> None:
+def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_the_others_are_told_when_to_come_back(tmp_path: Path) -> None:
     policy(tmp_path, SEARCHES)
     log = tmp_path / "calls"
     with Host(tmp_path, *script("obedient", log), options=["--user", "alice@acme.com"]) as host:
@@ -68,9 +66,8 @@ def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_each_other_one
 
     rows = audit(tmp_path)
     assert total(rows, "rate_limited") == 2900
-    assert Counter((row["decision"], row.get("outcome")) for row in rows if row["decision"] == "allowed") == {
-        ("allowed", "ok"): 100
-    }
+    found = Counter((row["decision"], row.get("outcome")) for row in rows if row["decision"] == "allowed")
+    assert found == {("allowed", "ok"): 100}
     assert [row["seq"] for row in rows] == list(range(2, len(rows) + 2))  # the first one tells of the policy
     assert sum(file.stat().st_size for file in tmp_path.glob("mcpguard.db")) < 500_000
 
@@ -92,10 +89,8 @@ def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path
         home = tmp_path / str(name)
         policy(home, SEARCHES)
         requests = [call(f"{name}-{number}", "search_customers") for number in range(300)]
-        with Host(home, *script("obedient", log), options=["--user", "alice", "--server", "crm", "--store", store]) as host:
-            answers = call_them_all(host, requests)
-            assert host.end() == 0
-        return answers
+        with serving(home, *script("obedient", log), options=["--user", "alice", "--server", "crm", "--store", store]) as host:
+            return call_them_all(host, requests)
 
     with ThreadPoolExecutor(3) as pool:
         answers = [answer for some in pool.map(loop, range(3)) for answer in some]
@@ -110,22 +105,19 @@ def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path
     assert (total(rows, "allowed"), total(rows, "rate_limited")) == (100, 800)
 
 
-def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row_of_a_call_that_went_on(
-    tmp_path: Path,
-) -> None:
+def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row(tmp_path: Path) -> None:
     policy(tmp_path, rule("40/2s", user="*", tool="short") + rule("150/1h", user="*", tool="long"))
     log = tmp_path / "calls"
     started = threading.Barrier(8)
     began = time.monotonic()
 
     def survivor(name: int) -> None:
-        with Host(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
+        with serving(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
             started.wait(60)
             number = 0
             while time.monotonic() - began < 3 or number < 100:
                 host.call(f"{name}-{number}", "short" if number % 2 else "long")
                 number += 1
-            assert host.end() == 0
 
     def victim(name: int) -> None:
         dice = random.Random(name)  # noqa: S311 - a seed, not a secret
@@ -158,7 +150,6 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
 
 def test_observing_denies_nothing_and_reports_what_it_would_have_denied(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="search"))
-    with Host(tmp_path, *script("obedient"), options=["--observe"]) as host:
+    with serving(tmp_path, options=["--observe"]) as host:
         assert all("result" in host.call(number, "search") for number in range(3))
-        assert host.end() == 0
     assert [row["decision"] for row in audit(tmp_path)] == ["allowed", "would_deny", "would_deny"]

@@ -1,7 +1,7 @@
 """The bookkeeper works in handfuls, and while there are no calls."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -55,6 +55,13 @@ class Books(Scene):
                 b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"ok"}]}}\n' % at, awaits_answers=True
             )
 
+    def run(self, patch: pytest.MonkeyPatch, tend: Callable[[], None], catch_up: Callable[[], bool] = lambda: False) -> None:
+        """Run the bookkeeper until one of these has it shut down."""
+        patch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
+        patch.setattr(self.store, "catch_up", catch_up)
+        patch.setattr(self.store, "tend", tend)
+        self.bookkeeper.run()
+
 
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Time:
@@ -96,9 +103,7 @@ def test_handfuls_grow_with_what_there_is_to_read(scene: Books) -> None:
     assert len(scene.store.handfuls) < 100
 
 
-def test_outcomes_do_not_wait_for_the_end_of_what_a_server_writes(
-    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outcomes_do_not_wait_until_a_server_writes_nothing(scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server may write notifications without a pause. Outcomes, and the rows that sum up denials, are recorded meanwhile."""
     scene.answered_calls(5)
     scene.dispatcher.read_answers()
@@ -112,9 +117,7 @@ def test_outcomes_do_not_wait_for_the_end_of_what_a_server_writes(
     assert scene.store.handfuls == [5]
 
 
-def test_the_store_is_tended_while_there_is_ever_more_to_record(
-    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_store_is_tended_while_there_is_more_to_record(scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the log would fill up, and the client would have to wait."""
     tended_s: list[float] = []
     monkeypatch.setattr(scene.store, "tend", lambda: tended_s.append(time.now_s))
@@ -151,7 +154,6 @@ def test_work_begins(scene: Books, time: Time, called_s: float, hurries_at_s: fl
 
 
 def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
     left = [True, True, False, True, False]
 
     def catch_up() -> bool:
@@ -159,17 +161,11 @@ def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Books,
             scene.bookkeeper._shut_down.set()
         return left.pop(0)
 
-    def tend() -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(scene.store, "catch_up", catch_up)
-    monkeypatch.setattr(scene.store, "tend", tend)
-    scene.bookkeeper.run()
+    scene.run(monkeypatch, lambda: pytest.fail("there is no call"), catch_up)
     assert left == []
 
 
 def test_a_call_ends_the_catching_up(scene: Books, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
     tended: list[None] = []
 
     def catch_up() -> bool:
@@ -180,16 +176,14 @@ def test_a_call_ends_the_catching_up(scene: Books, monkeypatch: pytest.MonkeyPat
         tended.append(None)
         scene.bookkeeper._shut_down.set()
 
-    monkeypatch.setattr(scene.store, "catch_up", catch_up)
-    monkeypatch.setattr(scene.store, "tend", tend)
-    scene.bookkeeper.run()
+    scene.run(monkeypatch, tend, catch_up)
     assert tended == [None]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("it is gone"), ZeroDivisionError("a bug")])
-def test_upkeep_goes_on_after_a_failure(scene: Books, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
-    monkeypatch.setattr(scene.store, "needs_tending", True)
+def test_upkeep_goes_on_after_a_failure_and_a_bug_is_reported(
+    scene: Books, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     tended: list[None] = []
 
     def tend() -> None:
@@ -198,9 +192,8 @@ def test_upkeep_goes_on_after_a_failure(scene: Books, monkeypatch: pytest.Monkey
             raise error
         scene.bookkeeper._shut_down.set()
 
-    monkeypatch.setattr(scene.store, "tend", tend)
+    monkeypatch.setattr(scene.store, "needs_tending", True)
     scene.bookkeeper.wake()
-    scene.bookkeeper.run()
+    scene.run(monkeypatch, tend)
     assert len(tended) == 2
-    is_reported = has_bytes(scene.stderr)
-    assert is_reported == isinstance(error, ZeroDivisionError)
+    assert has_bytes(scene.stderr) == isinstance(error, ZeroDivisionError)

@@ -61,10 +61,6 @@ def test_messages_pass_before_there_is_a_session_in_bounded_memory_and_not_after
     assert early.pass_early(read([PING]), 0) is None
 
 
-def test_no_message_passes_by_a_session_that_has_begun(scene: Scene) -> None:
-    assert scene.dispatcher.pass_early(read([PING]), 0) is None
-
-
 def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[str, bool]] = []
 
@@ -155,9 +151,7 @@ def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_
     assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
 
 
-def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_reading_an_answer_is_reported_and_later_ones_are_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.client(CALL, call_line("x", 2))
     with monkeypatch.context() as patched:
         patched.setattr(answers, "read", lambda *_: 1 / 0)
@@ -184,9 +178,7 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_silently(scene: Scene) -> 
     assert not scene.session.has_outcomes
 
 
-def test_a_call_is_answered_if_the_store_fails_and_refused_lines_are_answered_if_no_row_can_be_written(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_and_refused_lines_are_answered_if_the_store_fails(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise StoreUnavailable("it is away")
 
@@ -207,18 +199,14 @@ def lines(unread: AnswersQueue) -> list[bytes]:
     return [line.frame.rstrip(b"\n") for found, _ in unread.take() for line in found]
 
 
-def test_a_chunk_is_kept_until_it_is_taken() -> None:
+def test_a_chunk_is_kept_until_it_is_taken_unless_it_has_whole_frames_and_no_request_is_in_flight() -> None:
     unread = AnswersQueue()
+    assert not unread.add(FRAME, awaits_answers=False)
+    assert unread.held_bytes == 0
     assert unread.add(FRAME, awaits_answers=True)
     assert unread.held_bytes == len(FRAME)
     assert lines(unread) == [FRAME[:-1]]
     assert (unread.held_bytes, lines(unread)) == (0, [])
-
-
-def test_whole_frames_are_not_kept_while_no_request_is_in_flight() -> None:
-    unread = AnswersQueue()
-    assert not unread.add(FRAME, awaits_answers=False)
-    assert unread.held_bytes == 0
 
 
 @pytest.mark.parametrize("cut", range(1, len(FRAME) - 1))

@@ -37,25 +37,15 @@ def server() -> Iterator[Server]:
 
 
 @pytest.mark.posix
-def test_bytes_that_were_read_ahead_come_first_and_in_order(server: Server) -> None:
+def test_bytes_that_were_read_ahead_come_first_and_in_order_and_the_end_is_left_to_the_loop(server: Server) -> None:
+    assert not server.stream.read_ahead(), "the server is silent"
     for part in (b"1", b"2"):
         server.write(part)
         assert server.stream.read_ahead()
     server.write(b"3")
-    assert [server.stream.read() for _ in range(3)] == [b"1", b"2", b"3"]
-
-
-def test_nothing_is_read_ahead_from_a_silent_server(server: Server) -> None:
-    assert not server.stream.read_ahead()
-
-
-@pytest.mark.posix
-def test_the_end_is_left_to_the_downstream_loop(server: Server) -> None:
-    server.write(b"last")
     server.end()
-    assert server.stream.read_ahead()
+    assert [server.stream.read() for _ in range(3)] == [b"1", b"2", b"3"]
     assert not server.stream.read_ahead()
-    assert server.stream.read() == b"last"
     assert server.stream.read() == b""
 
 
@@ -83,9 +73,7 @@ def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: 
 
 
 @pytest.mark.posix
-def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(
-    server: Server,
-) -> None:
+def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(server: Server) -> None:
     server.write(b"ahead")
     assert server.stream.read_ahead()
     server.write(b"last")

@@ -14,7 +14,7 @@ from mcpguard.config import load
 from mcpguard.errors import CommandError
 from mcpguard.relay.process import ServerProcess, find_program, spawn
 from mcpguard.relay.run import run
-from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
+from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release
 from tests.relay.conftest import Start, ended
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -153,26 +153,38 @@ def test_a_server_whose_status_is_lost_counts_as_failed(start: Start) -> None:
 
 
 @posix
+def test_the_server_is_our_child_in_a_process_group_of_its_own(start: Start) -> None:
+    child = start(*PYTHON, "import os; print(os.getpgrp() == os.getpid(), os.getppid())")
+    assert said(child) == f"True {os.getpid()}\n"
+
+
+@posix
 def test_the_server_gets_exactly_the_given_environment(start: Start) -> None:
     child = start("/usr/bin/env", environ={"ONE": "1", "TWO": "ü\udcff"})
     assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
-def test_the_server_dies_with_mcpguard_though_python_lacks_the_fast_way_to_call_the_system() -> None:
+def dies_with_its_parent(begin: str, spawn: str, child: str = "") -> None:
+    """Kill a process as soon as it has started a server, which heeds no signal; wait until nobody is left."""
     read, write = os.pipe()
-    server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.write({write}, b'up'); signal.pause()"
+    server = f"import os, signal; signal.signal(15, signal.SIG_IGN); {child}os.write(1, b'u'); signal.pause()"
     parent = (
-        f"import _ctypes, os, signal, sys; del _ctypes.call_function; from mcpguard.relay.process import spawn;"
-        f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ).confirm(); signal.pause()"
+        f"import os, signal, sys; {begin}; from mcpguard.relay.process import spawn;"
+        f"child = spawn([sys.executable, '-S', '-c', {server!r}], os.environ); {spawn}; os.write(1, b'up'); signal.pause()"
     )
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", parent], pass_fds=(write,), env=env) as process:
+    with subprocess.Popen([sys.executable, "-c", parent], pass_fds=(write,), env=env, stdout=subprocess.PIPE) as process:
         os.close(write)
-        assert os.read(read, 2) == b"up"
+        assert process.stdout
+        assert os.read(process.stdout.fileno(), 2) == b"up"
         process.kill()
-        assert os.read(read, 1) == b""  # nobody holds the other end any more
+    assert os.read(read, 1) == b""  # nobody holds the other end any more
     os.close(read)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
+def test_the_server_dies_with_mcpguard_though_python_lacks_the_fast_way_to_call_the_system() -> None:
+    dies_with_its_parent("import _ctypes; del _ctypes.call_function", "child.confirm(); os.read(child.stdout, 1)")
 
 
 @pytest.fixture
@@ -185,36 +197,17 @@ def _darwin(monkeypatch: pytest.MonkeyPatch) -> None:
 @posix
 @pytest.mark.usefixtures("_darwin")
 @pytest.mark.parametrize(("does", "status"), [("os._exit(7)", 7), ("os.kill(os.getpid(), 15)", 128 + 15)])
-def test_the_status_of_a_server_is_known_on_macos(does: str, status: int) -> None:
-    child = spawn([sys.executable, "-S", "-c", f"import os; os.read(0, 1); {does}"], os.environ)
-    child.confirm()
+def test_the_status_of_a_server_is_known_on_macos(start: Start, does: str, status: int) -> None:
+    child = start(*PYTHON, f"import os; os.read(0, 1); {does}")
     assert child.poll() is None
     child.stdin.close()
-    until(lambda: child.poll() is not None, "the server has exited")
-    assert (child.poll(), child.was_killed) == (status, status > 128)
+    assert (ended(child), child.was_killed) == (status, status > 128)
     child.signal(signal.SIGTERM)
-    child.reap()
-    release(child.stdin)
-    os.close(child.stdout)
 
 
 @posix
 def test_on_macos_a_server_does_not_outlive_an_mcpguard_that_is_killed_before_it_has_loaded_anything() -> None:
-    read, write = os.pipe()
-    server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.fork(); os.write({write}, b'u'); signal.pause()"
-    parent = (
-        "import os, signal, sys; sys.platform = 'darwin'; from mcpguard.relay.process import spawn;"
-        f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ); os.write(1, b'up'); signal.pause()"
-    )
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen([sys.executable, "-c", parent], pass_fds=(write,), env=env, stdout=subprocess.PIPE) as process:
-        os.close(write)
-        assert process.stdout
-        assert os.read(process.stdout.fileno(), 2) == b"up"
-        process.kill()
-    while os.read(read, 2):  # until nobody holds the other end any more
-        pass
-    os.close(read)
+    dies_with_its_parent("sys.platform = 'darwin'", "pass", child="os.fork(); ")
 
 
 @posix

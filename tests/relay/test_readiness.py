@@ -151,9 +151,7 @@ def test_a_socket_whose_other_side_has_ended_what_it_writes_has_a_reader() -> No
 @pytest.mark.posix
 @pytest.mark.usefixtures("system", "signals")
 @pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed before"])
-def test_the_main_thread_wakes_once_when_the_reader_of_the_output_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_the_main_thread_wakes_once_when_the_reader_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(readiness, "LOOK_AGAIN_S", 0.01)
     read, write = ends(kind.partition(" ")[0], tmp_path)
     if "half" in kind:
@@ -196,21 +194,7 @@ def test_the_main_threads_wait_ends_when_another_thread_sets_it_or_time_is_up(wa
     woken.wait(None)
 
 
-def test_what_the_client_writes_is_read_to_its_end(way: ModuleType) -> None:
-    read, write = os.pipe()
-    client = way.ClientInput(read)
-    os.write(write, b"one")
-    assert client.read() == b"one"
-    assert not client.has_bytes()
-    assert not client.has_ended
-    os.close(write)
-    assert client.read() == b""
-    assert client.has_bytes()
-    assert client.has_ended
-    os.close(read)
-
-
-def test_a_wait_for_the_client_ends_with_bytes_or_when_it_is_woken(way: ModuleType) -> None:
+def test_what_the_client_writes_is_awaited_and_read_to_its_end_and_a_wait_can_be_ended(way: ModuleType) -> None:
     read, write = os.pipe()
     client = way.ClientInput(read)
     client.wait(0.0)
@@ -222,9 +206,13 @@ def test_a_wait_for_the_client_ends_with_bytes_or_when_it_is_woken(way: ModuleTy
     os.write(write, b"one")
     assert client.wait(3600.0)
     assert client.read() == b"one"
+    assert not client.has_bytes()
+    assert not client.has_ended
     os.close(write)
     assert client.wait(3600.0)
     assert client.read() == b""
+    assert client.has_bytes()
+    assert client.has_ended
     os.close(read)
 
 

@@ -36,10 +36,9 @@ class FakeTraffic:
     Attributes:
         client_leaves: Whether the client ends its input at the start.
         client_waits: Whether it has not.
-        unanswered: How often `awaits_answers` is still true.
-        writes: How often `is_passing_on` is still true.
         takes: How often `taken` still grows.
-        late: How often `waits_for_reader` is still true.
+        unanswered: How often `awaits_answers` is still true. So are `writes` for `is_passing_on` and `late` for
+            `waits_for_reader`.
     """
 
     child: ServerProcess
@@ -59,12 +58,19 @@ class FakeTraffic:
     def client_left(self) -> None:
         self.client_waits = False
 
-    def awaits_answers(self) -> bool:
-        self.unanswered -= 1
-        return self.unanswered >= 0
-
     def end(self) -> None:
         """The stream of the server ends."""
+
+    def awaits_answers(self) -> bool:
+        return self._still("unanswered")
+
+    is_passing_on = property(lambda self: self._still("writes"))
+    waits_for_reader = property(lambda self: self._still("late"))
+    has_reader = property(lambda self: has_reader(self.client_output))
+
+    def _still(self, what: str) -> bool:
+        setattr(self, what, getattr(self, what) - 1)
+        return bool(getattr(self, what) >= 0)
 
     @property
     def taken(self) -> int:
@@ -72,20 +78,6 @@ class FakeTraffic:
             self.takes -= 1
             self._taken += 1
         return self._taken
-
-    @property
-    def has_reader(self) -> bool:
-        return has_reader(self.client_output)
-
-    @property
-    def waits_for_reader(self) -> bool:
-        self.late -= 1
-        return self.late >= 0
-
-    @property
-    def is_passing_on(self) -> bool:
-        self.writes -= 1
-        return self.writes >= 0
 
     def close_input(self, why: str) -> None:
         assert why
@@ -117,6 +109,12 @@ class Scene:
         child.confirm()
         return child
 
+    def up(self, *argv: str) -> ServerProcess:
+        """Start a server, and wait until it writes `up`."""
+        child = self.server(*argv)
+        assert os.read(child.stdout, 3).strip() == b"up"
+        return child
+
     def supervise(self, guard: Callable[[], None] = lambda: None) -> int:
         return self.supervisor.supervise(self.children[0], cast(Traffic, self.traffic), Console(self.write), guard)
 
@@ -135,11 +133,6 @@ class Scene:
     def reader_leaves(self) -> None:
         os.close(self.client_reads)
         self.client_reads = -1
-
-    def logged(self) -> str:
-        os.close(self.write)
-        self.write = -1
-        return os.read(self.read, 1 << 16).decode()
 
 
 GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
@@ -191,8 +184,7 @@ def test_a_server_that_runs_on_gets_sigterm_when_input_and_reader_are_gone(scene
 def test_a_signal_that_comes_before_the_guard_is_loaded_and_does_not_tell_to_end_is_passed_on(scene: Scene, name: str) -> None:
     number = signal.Signals[name]
     tells = f"import os, signal; signal.signal({number}, lambda *_: os.write(1, b'got')); os.write(1, b'up')"
-    child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 1): pass\nos._exit(6)")
-    assert os.read(child.stdout, 2) == b"up"
+    child = scene.up(sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 1): pass\nos._exit(6)")
 
     def client() -> None:
         assert os.read(child.stdout, 3) == b"got"
@@ -217,8 +209,7 @@ def signal_at_output(child: ServerProcess, length: int) -> threading.Thread:
 @posix
 @pytest.mark.usefixtures("_patient")
 def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
-    child = scene.server("sh", "-c", "trap 'echo got' INT; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
-    assert os.read(child.stdout, 3) == b"up\n"
+    child = scene.up("sh", "-c", "trap 'echo got' INT; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
     client = signal_at_output(child, 4)
     os.kill(os.getpid(), signal.SIGINT)
     assert scene.supervise() == 5
@@ -228,8 +219,7 @@ def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
 @posix
 def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 30.0)
-    child = scene.server("sh", "-c", "trap \"trap 'exit 5' TERM; echo got\" TERM; echo up; while :; do sleep 0.01; done")
-    assert os.read(child.stdout, 3) == b"up\n"
+    child = scene.up("sh", "-c", "trap \"trap 'exit 5' TERM; echo got\" TERM; echo up; while :; do sleep 0.01; done")
     client = signal_at_output(child, 4)
     scene.supervisor.ended("client")
     assert scene.supervise() == 128 + signal.SIGKILL
@@ -237,13 +227,10 @@ def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypa
 
 
 @posix
-def test_a_server_has_less_time_after_a_signal_if_the_guard_took_long_to_load(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_has_less_time_after_a_signal_if_the_guard_loads_slowly(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in GRACES:
         monkeypatch.setattr(supervisor, name, 1000.0)
-    child = scene.server(sys.executable, "-S", "-c", IGNORING)
-    assert os.read(child.stdout, 2) == b"up"
+    scene.up(sys.executable, "-S", "-c", IGNORING)
     os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(supervisor, "END_AFTER_SIGNAL_S", 0.0)  # as long as the guard has taken
     assert scene.supervise() == 128 + signal.SIGKILL
@@ -253,8 +240,7 @@ def test_a_server_has_less_time_after_a_signal_if_the_guard_took_long_to_load(
 @pytest.mark.usefixtures("_patient")
 def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 1000.0)
-    child = scene.server("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
-    assert os.read(child.stdout, 3) == b"up\n"
+    scene.up("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
     scene.supervisor.ended("client")
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -264,8 +250,7 @@ def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeyp
 
 @posix
 def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_is_loaded(scene: Scene) -> None:
-    child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and (os.read(0, 1), os._exit(0));" + IGNORING)
-    assert os.read(child.stdout, 2) == b"up"
+    child = scene.up(sys.executable, "-S", "-c", "import os; os.fork() and (os.read(0, 1), os._exit(0));" + IGNORING)
     downstream = scene.stream_ends_with(child)
 
     def load() -> None:
@@ -321,8 +306,7 @@ def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
 def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 1000.0)
     tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
-    child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
-    assert os.read(child.stdout, 2) == b"up"
+    child = scene.up(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
 
     def signal_us() -> None:
         assert os.read(child.stdout, 4) == b"term"
@@ -369,23 +353,24 @@ def test_a_client_is_waited_for_while_it_may_read_and_a_bounded_time_if_it_takes
 
 
 @posix
-@pytest.mark.parametrize("heeds", ["its input", "nothing"])
+@pytest.mark.parametrize(
+    ("server", "grace_s", "status"), [(CAT, 30.0, 0), (SLEEP, 0.1, 128 + 9)], ids=["heeds its input", "heeds nothing"]
+)
 def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, server: list[str], grace_s: float, status: int
 ) -> None:
-    scene.server(*(CAT if heeds == "its input" else SLEEP))
-    if heeds == "its input":
-        for name in (*GRACES, "END_AFTER_SIGNAL_S"):
-            monkeypatch.setattr(supervisor, name, 30.0)
+    def not_permitted(_pid: int, _number: int) -> None:
+        raise PermissionError
+
+    scene.server(*server)
+    for name in GRACES:
+        monkeypatch.setattr(supervisor, name, grace_s)
+    monkeypatch.setattr(supervisor, "END_AFTER_SIGNAL_S", 30.0)
     os.kill(os.getpid(), signal.SIGTERM)
     with monkeypatch.context() as patched:
         for name in ("kill", "killpg"):
             patched.setattr(os, name, not_permitted)
-        assert scene.supervise() == (0 if heeds == "its input" else 128 + signal.SIGKILL)
-
-
-def not_permitted(_pid: int, _number: int) -> None:
-    raise PermissionError
+        assert scene.supervise() == status
 
 
 @posix

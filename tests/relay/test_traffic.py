@@ -30,6 +30,7 @@ from tests.end_to_end.host import has_bytes, release, until
 ALICE = Identity("alice", "config", "crm")
 
 TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
+CLOSED = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
 
 
 class PolicyFile:
@@ -44,12 +45,7 @@ class PolicyFile:
 
 
 class Store(MemoryStore):
-    """A memory store that looks at the server's input when it decides, and fails when the test says so.
-
-    Attributes:
-        failure: The error to raise; None to decide.
-        early: For each decision, whether the server had bytes before it.
-    """
+    """A memory store that fails with its `failure`, and notes in `early` whether the server had bytes before each decision."""
 
     def __init__(self, server_reads: int) -> None:
         super().__init__()
@@ -101,11 +97,7 @@ class Line:
         pipe = ServerInput(server_stdin)
         self.server = SimpleNamespace(stdin=pipe, stdout=server_stdout)
         self.traffic = Traffic(
-            cast(ServerProcess, self.server),
-            self.output,
-            Console(console),
-            lambda what: events[what].set(),
-            source=source,
+            cast(ServerProcess, self.server), self.output, Console(console), lambda what: events[what].set(), source=source
         )
         self.traffic.start()
         if guards:
@@ -137,6 +129,18 @@ class Line:
         """The client's next messages: at least so many."""
         return _read(self.from_guard, messages)
 
+    def codes(self, messages: int = 1) -> list[tuple[object, int | None]]:
+        """The same, as ids and the codes of errors."""
+        return [(one["id"], one.get("error", {}).get("code")) for one in self.client_has(messages)]
+
+    def errors(self, messages: int = 1) -> list[tuple[object, int, str]]:
+        """The same, which are errors, as ids, codes and texts."""
+        return [(one["id"], one["error"]["code"], one["error"]["message"]) for one in self.client_has(messages)]
+
+    def decisions(self) -> list[object]:
+        """The decisions in the audit, oldest first."""
+        return [entry.record["decision"] for entry in self.store.entries()]
+
     def close_server_input(self) -> None:
         os.close(self.server_reads)
         self._fds.remove(self.server_reads)
@@ -151,6 +155,10 @@ class Line:
     def notices_the_end(self) -> None:
         """Wait until it is noticed that the client has ended its input. By threads, that takes a moment."""
         until(lambda: self.traffic.upstream._client_input.has_ended, "the end of the client's input is noticed")
+
+    def notices_closed_input(self) -> None:
+        """Wait until the server has been found to take nothing."""
+        until(lambda: self.traffic.upstream._is_input_closed, "the server has been found to take nothing")
 
     def close(self) -> None:
         self.output.go_on.set()
@@ -185,8 +193,8 @@ def line() -> Iterator[Line]:
     one.close()
 
 
-def call(request_id: int) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": {"name": "search"}}
+def call(request_id: int, name: str = "search", **params: Any) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": {"name": name, **params}}
 
 
 PING = {"jsonrpc": "2.0", "id": "ping", "method": "ping"}
@@ -196,7 +204,15 @@ def test_the_store_decides_before_the_server_gets_a_byte(line: Line) -> None:
     line.send(PING, call(1), call(2), call(3))
     assert line.server_has(3) == [PING, call(1), call(2)]
     assert line.store.early == [False]
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
+    assert line.codes() == [(3, 429)]
+
+
+def test_a_last_line_without_an_end_is_judged(line: Line) -> None:
+    line.send(call(1), call(2))
+    os.write(line.to_guard, json.dumps(call(3)).encode())
+    line.close_client()
+    assert line.server_has(2) == [call(1), call(2)]
+    assert line.codes() == [(3, 429)]
 
 
 @pytest.fixture
@@ -223,34 +239,20 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     assert [*unguarded.session.in_flight.by_id] == ["ping"]
 
 
-def test_a_message_that_the_server_does_not_take_before_the_policy_is_loaded_is_answered(
-    unguarded: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upstream, "EXIT_S", 0.0)
-    unguarded.close_server_input()
-    unguarded.send(PING)
-    until(lambda: unguarded.traffic.upstream._is_input_closed, "the server has been found to take nothing")
-    unguarded.send({**PING, "id": 2})
-    unguarded.guard()
-    errors = [(one["id"], one["error"]["message"]) for one in unguarded.client_has(2)]
-    assert errors == [("ping", "the server has closed its input"), (2, "the server has closed its input")]
-
-
-def test_the_exit_of_a_server_that_takes_nothing_is_awaited_from_when_the_guard_is_loaded(
-    unguarded: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_server_did_not_take_before_the_policy_is_answered(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     guarding: list[bool] = []
 
-    def wait(_: float) -> bool:
+    def wait_for_exit(_: float) -> bool:
         guarding.append(unguarded.traffic.dispatcher.is_guarding.is_set())
         return False
 
-    monkeypatch.setattr(unguarded.traffic._shut_down, "wait", wait)
+    monkeypatch.setattr(unguarded.traffic._shut_down, "wait", wait_for_exit)
     unguarded.close_server_input()
     unguarded.send(PING)
-    until(lambda: unguarded.traffic.upstream._is_input_closed, "the server has been found to take nothing")
+    unguarded.notices_closed_input()
+    unguarded.send({**PING, "id": 2})
     unguarded.guard()
-    assert [one["id"] for one in unguarded.client_has()] == ["ping"]
+    assert unguarded.errors(2) == [(request_id, -32000, "the server has closed its input") for request_id in ("ping", 2)]
     assert guarding == [True]
 
 
@@ -262,7 +264,7 @@ def test_after_a_bug_messages_are_answered_once_the_policy_is_loaded(unguarded: 
     unguarded.send(PING)
     assert b"ZeroDivisionError" in os.read(unguarded.console, 4096)
     unguarded.guard()
-    assert [(one["id"], one["error"]["code"]) for one in unguarded.client_has()] == [("ping", 503)]
+    assert unguarded.codes() == [("ping", 503)]
 
 
 def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
@@ -272,7 +274,7 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
     assert not has_bytes(unguarded.server_reads)
     unguarded.guard()
     assert unguarded.server_has() == [call(1)]
-    assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "allowed"]
+    assert unguarded.decisions() == ["policy", "allowed"]
 
 
 def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,17 +302,16 @@ def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Lin
 def test_the_first_refusal_waits_and_has_the_row_of_the_policy_before_it(unguarded: Line) -> None:
     unguarded.send({"jsonrpc": "2.0", "id": 1, "method": 7})
     unguarded.guard()
-    until(lambda: len(list(unguarded.store.entries())) == 2, "both rows")
-    assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "invalid"]
+    until(lambda: unguarded.decisions() == ["policy", "invalid"], "both rows")
 
 
 def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) -> None:
-    line.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
+    line.policy.changed = CLOSED
     line.send(call(1))
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(1, 403)]
+    assert line.codes() == [(1, 403)]
     line.policy.changed = PolicyError("line 3: broken")
     line.send(call(2))
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(2, 403)]
+    assert line.codes() == [(2, 403)]
     told = [(entry.record["decision"], entry.record.get("reason")) for entry in line.store.entries()]
     assert told[:3] == [("policy", "in force at the start"), ("policy", "applied"), ("denied", None)]
     assert ("policy", "not applied: line 3: broken") in told[3:]  # the second denial shares the first one's row
@@ -323,7 +324,7 @@ def test_after_a_bug_the_calls_are_answered_the_bug_is_reported_and_everything_e
     line.store.failure = ZeroDivisionError("a bug")
     notification = {"jsonrpc": "2.0", "method": "notifications/x"}
     line.send(PING, call(1), notification, call(2))
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has(2)] == [(1, 503), (2, 503)]
+    assert line.codes(2) == [(1, 503), (2, 503)]
     assert line.server_has(2) == [PING, notification]
     assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(line.console, 4096)
     line.store.failure = None
@@ -342,17 +343,15 @@ def fails_on(name: str, make: Callable[..., DecisionRequest]) -> Callable[..., D
     return made
 
 
-def test_a_bug_in_judging_one_call_concerns_no_other_call_of_the_read_and_no_held_call(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_in_judging_one_call_concerns_no_other_and_no_held_call(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
     line.send(call(1), call(2))  # the second waits
     assert line.server_has() == [call(1)]
     with monkeypatch.context() as patched:
         patched.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
-        odd, other = [call(at) | {"params": {"name": name, "arguments": {}}} for at, name in ((3, "odd"), (4, "other"))]
-        line.send(PING, odd, other, call(5))
-        assert [(one["id"], one["error"]["code"]) for one in line.client_has()] == [(3, 503)]
+        other = call(4, "other")
+        line.send(PING, call(3, "odd"), other, call(5))
+        assert line.codes() == [(3, 503)]
         assert line.server_has(2) == [PING, other]
     for ended, following in ((1, 2), (2, 5)):
         line.answer(ended)
@@ -363,15 +362,13 @@ def test_a_bug_in_judging_one_call_concerns_no_other_call_of_the_read_and_no_hel
 
 def test_a_bug_in_deciding_one_of_many_held_calls_drops_that_call_only(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "60s"\n')
-    odd = [call(at) | {"params": {"name": "odd"}} for at in (1, 2)]
-    line.send(call(3), odd[0], call(4), odd[1], call(5))
-    assert line.server_has(2) == [call(3), odd[0]]
+    line.send(call(3), call(1, "odd"), call(4), call(2, "odd"), call(5))
+    assert line.server_has(2) == [call(3), call(1, "odd")]
     monkeypatch.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
     line.policy.changed = parse('mode = "enforce"')  # now all of them are due
-    other = call(6) | {"params": {"name": "other", "arguments": {}}}
-    line.send(other)
-    assert [(one["id"], one["error"]["code"]) for one in line.client_has()] == [(2, 503)]
-    assert line.server_has(3) == [call(4), call(5), other]
+    line.send(call(6, "other"))
+    assert line.codes() == [(2, 503)]
+    assert line.server_has(3) == [call(4), call(5), call(6, "other")]
     until(lambda: 2 in line.rows(), "the dropped call has a row")
     assert line.rows() == {at: "rate_limited" if at == 2 else "allowed" for at in range(1, 7)}
 
@@ -388,22 +385,22 @@ def ask_for_input(line: Line) -> None:
 
 def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line: Line) -> None:
     ask_for_input(line)
-    retry = call(2) | {"params": {"name": "search", "requestState": "s"}}
+    retry = call(2, requestState="s")
     line.send(retry)
     assert line.server_has() == [retry]
     line.output.go_on.set()
     line.send(call(3), call(4))
     assert line.server_has() == [call(3)]
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(4, 429)]
+    assert line.codes() == [(4, 429)]
 
 
 def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
     monkeypatch.setattr(line.store, "take_notes", lambda _, keys: asked.append(keys))
-    line.send(call(1), call(2) | {"params": {"name": "x", "arguments": {"_meta": {"claudecode/toolUseId": "t0"}}}}, PING)
+    line.send(call(1), call(2, arguments={"_meta": {"claudecode/toolUseId": "t0"}}), PING)
     line.server_has()
     assert asked == []
-    line.send(*(call(at) | {"params": {"name": "x", "_meta": {"callId": f"t{at}", "sessionId": "s"}}} for at in (3, 4)))
+    line.send(*(call(at, _meta={"callId": f"t{at}", "sessionId": "s"}) for at in (3, 4)))
     line.client_has()
     assert asked == [("s t3", "s t4")]
 
@@ -454,9 +451,7 @@ def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line
 
 
 @pytest.mark.posix
-def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piece(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_frame_is_not_copied_whenever_the_server_takes_a_piece(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
     write = os.write
 
@@ -498,20 +493,16 @@ def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(
     line.close_server_input()
     line.send(call(1), PING)
     line.send(call(2))
-    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has(3)]
-    assert errors == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
+    assert line.errors(3) == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
 
 
-def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_status(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "EXIT_S", 1000.0)
     line.close_server_input()
     line.send(call(1))
-    until(lambda: line.traffic.upstream._is_input_closed, "the server has been found to take nothing")
+    line.notices_closed_input()
     line.traffic.answer_rest("server exited with status 3")
-    errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
-    assert errors == [(1, -32000, "server exited with status 3")]
+    assert line.errors() == [(1, -32000, "server exited with status 3")]
 
 
 @pytest.mark.parametrize("messages", [[call(1)], [call(1), PING]])
@@ -532,9 +523,9 @@ def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exi
     unguarded.guard()
     unguarded.traffic.upstream.close_input("server exited with status 3")
     unguarded.traffic.answer_rest("server exited with status 3")
-    errors = [(one["id"], one["error"]["message"]) for one in unguarded.client_has(len(messages))]
-    assert errors == [(message["id"], "server exited with status 3") for message in messages]
-    assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "unavailable"]
+    told = [(message["id"], -32000, "server exited with status 3") for message in messages]
+    assert unguarded.errors(len(messages)) == told
+    assert unguarded.decisions() == ["policy", "unavailable"]
 
 
 def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,7 +565,7 @@ def test_a_held_call_is_forwarded_when_its_place_is_free_though_the_client_write
     one_at_once.answer(1)
     assert one_at_once.server_has() == [call(2)]
     one_at_once.answer(2)
-    assert [message["id"] for message in one_at_once.client_has(2)] == [1, 2]
+    assert one_at_once.codes(2) == [(1, None), (2, None)]
 
 
 def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -586,8 +577,8 @@ def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line, mo
 
 
 def test_a_new_policy_ends_a_held_call_though_the_client_writes_nothing(one_at_once: Line) -> None:
-    one_at_once.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
-    assert [(message["id"], message["error"]["code"]) for message in one_at_once.client_has()] == [(2, 403)]
+    one_at_once.policy.changed = CLOSED
+    assert one_at_once.codes() == [(2, 403)]
 
 
 LONG: dict[str, Any] = {**PING, "params": {"padding": "x" * 200_000}}
@@ -603,8 +594,8 @@ def full(one_at_once: Line) -> Line:
 
 
 def test_a_held_call_is_decided_though_the_server_takes_no_input(full: Line) -> None:
-    full.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
-    assert [(message["id"], message["error"]["code"]) for message in full.client_has()] == [(2, 403)]
+    full.policy.changed = CLOSED
+    assert full.codes() == [(2, 403)]
     assert full.server_has() == [LONG]
 
 
@@ -622,8 +613,7 @@ def test_a_held_call_that_is_admitted_while_the_server_takes_no_input_comes_next
 
 def test_a_held_call_that_was_admitted_while_the_server_took_no_input_is_answered_if_it_never_does(two_to_come: Line) -> None:
     two_to_come.close_server_input()
-    found = [(message["id"], message["error"]["code"]) for message in two_to_come.client_has(2)]
-    assert found == [("ping", -32000), (2, -32000)]
+    assert two_to_come.codes(2) == [("ping", -32000), (2, -32000)]
 
 
 def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes_no_input(
@@ -641,13 +631,12 @@ def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes
 def test_a_held_call_is_answered_when_the_server_has_closed_its_input(one_at_once: Line) -> None:
     one_at_once.close_server_input()
     one_at_once.answer(1)
-    found = {message["id"]: message.get("error", {}).get("code") for message in one_at_once.client_has(2)}
-    assert found == {1: None, 2: -32000}
+    assert sorted(one_at_once.codes(2)) == [(1, None), (2, -32000)]
 
 
 def test_after_a_bug_in_judging_held_calls_they_are_answered(one_at_once: Line) -> None:
     one_at_once.store.failure = ZeroDivisionError("a bug")
-    assert [(message["id"], message["error"]["code"]) for message in one_at_once.client_has()] == [(2, 503)]
+    assert one_at_once.codes() == [(2, 503)]
     assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(one_at_once.console, 4096)
 
 

@@ -10,20 +10,8 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Call
-from mcpguard.session.audit import (
-    MEMBERS,
-    Outcome,
-    Row,
-    for_several,
-    is_whole,
-    line,
-    record,
-    row,
-    session_of,
-    summary,
-    summed,
-    with_outcome,
-)
+from mcpguard.session import audit
+from mcpguard.session.audit import MEMBERS, Outcome, Row, is_whole, line, record, row, summary, summed
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
@@ -58,24 +46,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
     assert told["time"] == "2026-01-01T00:00:00.000000Z"
     assert (told["args_hash"], told["request_id"], told["duration_ms"]) == ("0102", 4, 1.5)
     assert told["exceeded"] == [HOURLY._replace(counts="cost").members() | {"retry_after_ms": 847}]
-    assert record(Row(WALL_US, 1, "policy", '{"session":"x"}')) == {
-        "id": "x-1",
-        "time": "2026-01-01T00:00:00.000000Z",
-        "time_us": WALL_US,
-        "session": "x",
-        "seq": 1,
-        "decision": "policy",
-    }
-
-
-def test_a_record_has_only_the_documented_members() -> None:
-    documented = (
-        "id time time_us session seq namespace server request_id user user_source agent agent_source email roles tool"
-        " args_hash trace_id act decision axis rule limit window count remaining retry_after_ms exceeded repeats outcome"
-        " duration_ms"
-    )
-    assert set(documented.split()) <= set(MEMBERS)
-    assert [name for name in MEMBERS if name in documented.split()][:5] == documented.split()[:5]
+    assert list(record(Row(WALL_US, 1, "policy", '{"session":"x"}'))) == ["id", "time", "time_us", "session", "seq", "decision"]
 
 
 @pytest.mark.parametrize(
@@ -109,45 +80,41 @@ def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
 # Lines
 
 
+def entry(decision: str, **members: object) -> dict[str, object]:
+    return {"decision": decision} | members
+
+
 @pytest.mark.parametrize(
     ("entry", "text"),
     [
         (
-            {
-                "decision": "rate_limited",
+            entry("rate_limited", limit=100, window="1h", rule="user=*", count=150, retry_after_ms=846_213)
+            | {
                 "axis": "user",
-                "user": "alice@acme.com",
+                "user": "a@b.c",
                 "agent": "Claude Code::interactive::default",
                 "server": "crm",
                 "tool": "search",
-                "limit": 100,
-                "window": "1h",
-                "rule": "user=*",
-                "count": 150,
-                "retry_after_ms": 846_213,
             },
-            'rate_limited axis=user user=alice@acme.com agent="Claude Code::interactive::default" tool=search'
+            'rate_limited axis=user user=a@b.c agent="Claude Code::interactive::default" tool=search'
             " limit=100/1h count=150 retry_after=847s",
         ),
         (
-            {"decision": "denied", "axis": "tool", "tool": 'a"\\=', "rule": "tool=a b", "repeats": 3},
+            entry("denied", axis="tool", tool='a"\\=', rule="tool=a b", repeats=3),
             'denied axis=tool tool="a\\"\\\\=" rule="tool=a b" repeats=3',
         ),
+        (entry("invalid", user="", reason="not JSON", outcome="ok"), 'invalid user="" reason="not JSON" outcome=ok'),
+        (entry("allowed", tool="\x1b[2J\n"), 'allowed tool="\\x1b[2J\\n"'),
         (
-            {"decision": "invalid", "user": "", "reason": "not valid JSON", "outcome": "ok"},
-            'invalid user="" reason="not valid JSON" outcome=ok',
-        ),
-        ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\x1b[2J\\n"'),
-        (
-            {"decision": "allowed", "tool": "t", "limit": 2, "counts": "concurrent", "in_flight": 1, "waited_ms": 1200},
+            entry("allowed", tool="t", limit=2, counts="concurrent", in_flight=1, waited_ms=1200),
             "allowed tool=t limit=2-in-flight in_flight=1 waited_ms=1200",
         ),
         (
-            {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"},
+            entry("rate_limited", limit=9, window="1h", counts="cost", cost=20, reason="too_costly"),
             "rate_limited limit=9-units/1h cost=20 reason=too_costly",
         ),
         (
-            {"decision": "allowed", "warned": [{"limit": 9, "window": "1h"}, {"limit": 5, "window": "1d", "counts": "cost"}]},
+            entry("allowed", warned=[{"limit": 9, "window": "1h"}, {"limit": 5, "window": "1d", "counts": "cost"}]),
             "allowed warned=9/1h,5-units/1d",
         ),
     ],
@@ -157,14 +124,14 @@ def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], 
 
 
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
-    entry = {"decision": "allowed", "axis": "user", "server": "the crm", "user": "alice"}
-    assert line(entry) == "allowed axis=user user=alice"
-    assert line(entry, with_server=True) == 'allowed axis=user server="the crm" user=alice'
+    record = entry("allowed", axis="user", server="the crm", user="alice")
+    assert line(record) == "allowed axis=user user=alice"
+    assert line(record, with_server=True) == 'allowed axis=user server="the crm" user=alice'
 
 
 def test_an_outcome_that_comes_later_makes_the_record_of_a_row_that_was_read_with_it() -> None:
     one = Row(WALL_US, 1, "allowed", CONTEXT)
-    assert with_outcome(record(one), Outcome(7, "ok", 41_250)) == record(one, outcome="ok", duration_us=41_250)
+    assert audit.with_outcome(record(one), Outcome(7, "ok", 41_250)) == record(one, outcome="ok", duration_us=41_250)
 
 
 @given(st.dictionaries(st.sampled_from(["axis", "user", "agent", "tool", "rule", "reason", "outcome"]), st.text(max_size=6)))
@@ -184,7 +151,7 @@ def test_a_session_counts_decisions_by_axis_each_once() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
     talk.client(*[call_line("x", at) for at in range(3)], b"not json")
     talk.identify(Unauthenticated("no token", "get one"))
-    talk.client(call_line("x", 4))
+    talk.client_calls("x", 4)
     assert talk.machine.tally == {
         ("allowed", ""): 2, ("rate_limited", "tool"): 1, ("invalid", ""): 1, ("unauthenticated", "user"): 1,
     }  # fmt: skip
@@ -251,7 +218,7 @@ def test_a_denial_by_a_closed_tool_has_no_count() -> None:
     assert "count" not in talk.records[0]
 
 
-def test_a_denied_tool_is_denied_for_good_although_a_limit_is_exceeded_too() -> None:
+def test_of_two_exceeded_limits_the_one_with_the_longest_wait_is_reported() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n[[rule]]\nuser = "*"\ntool = "x"\nlimit = "1/1h"\n')
     talk.one("x")
     verdict = talk.one("x")
@@ -273,7 +240,7 @@ def test_the_row_of_a_refused_call_cuts_long_arguments() -> None:
 
 
 def several(common: Row) -> Row:
-    return for_several(common, 2, "s-1.1", 7, is_sum=True)
+    return audit.for_several(common, 2, "s-1.1", 7, is_sum=True)
 
 
 def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
@@ -327,7 +294,7 @@ def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> 
 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:
-    assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
+    assert audit.session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
 
 
 @pytest.mark.parametrize(

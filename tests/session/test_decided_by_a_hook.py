@@ -28,7 +28,7 @@ def called(name: str, **params: Any) -> bytes:
 
 def test_a_decided_call_is_forwarded_though_its_limit_is_full_and_charges_nothing() -> None:
     talk = Talk(LIMITED, who=WHO)
-    assert talk.client(call_line("search", "a")) == ["forwarded a"]
+    assert talk.client_calls("search", "a") == ["forwarded a"]
     assert talk.client(called("b"), noted=decided(LIMITED)) == ["forwarded b"]
     assert talk.client(called("c")) == ["answered c: 429"]
     assert [record["decision"] for record in talk.records] == ["allowed", "continued", "rate_limited"]
@@ -75,14 +75,13 @@ def test_a_call_that_the_hook_has_counted_warns_of_no_limit_that_it_has_passed()
     assert talk.client(called("b"), noted=decided(LIMITED)) == ["forwarded b"]
     limit = {"axis": "tool", "rule": "tool=search", "limit": 1, "window": "1m", "count": 1}
     assert [record["warned"] for record in talk.records] == [[limit]]
-    assert [log.text for log in talk.logs if log.text.startswith("warned")] == [
-        "warned axis=tool user=alice agent=unknown::interactive::default tool=search limit=1/1m count=1"
-    ]
+    found = [log.text for log in talk.logs if log.text.startswith("warned")]
+    assert found == ["warned axis=tool user=alice agent=unknown::interactive::default tool=search limit=1/1m count=1"]
 
 
 def test_a_row_says_that_a_hook_decided_its_call() -> None:
     talk = Talk(LIMITED, who=WHO._replace(via="hook"))
-    talk.client(call_line("search", "a"))
+    talk.client_calls("search", "a")
     assert [record["via"] for record in talk.records] == ["hook"]
 
 
@@ -90,7 +89,7 @@ def test_what_charged_a_call_is_known_by_counter_and_n_without_observed_limits_t
     watched = '[[rule]]\ntool = "search"\nlimit = "1/1h"\nmode = "observe"\n'
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "5/1m"\n' + watched, who=WHO)
     for name in ("a", "b"):
-        talk.client(call_line("search", name))
+        talk.client_calls("search", name)
     first, second = talk.verdicts
     assert [n for _, n in first.charged] == [5, 1]
     assert second.charged == first.charged[:1]

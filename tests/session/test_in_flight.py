@@ -7,8 +7,6 @@ from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Verdict
 from tests.build import Talk, call_line, cancel, request
 
-ANYTHING = "mode = 'enforce'"
-
 
 @pytest.mark.parametrize(
     ("answer", "outcome"),
@@ -19,20 +17,14 @@ ANYTHING = "mode = 'enforce'"
     ],
 )
 def test_an_answer_gives_the_outcome_and_the_duration(answer: dict[str, object], outcome: str) -> None:
-    talk = Talk(ANYTHING)
-    assert talk.client(call_line("x", 7), call_line("x", 8)) == ["forwarded 7", "forwarded 8"]
+    talk = Talk()
+    assert talk.client_calls("x", 7, 8) == ["forwarded 7", "forwarded 8"]
     assert talk.awaits_answers
     talk.time.pass_ms(3)
     progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"id": 8}}
     assert talk.server(progress, {"jsonrpc": "2.0", "id": 7} | answer) == []
     assert talk.server({"jsonrpc": "2.0", "id": 8, "result": {}}, {"jsonrpc": "2.0", "id": 7} | answer) == []
     assert talk.outcomes == [Outcome(1, outcome, 3000), Outcome(2, "ok", 3000)]
-    assert not talk.awaits_answers
-
-
-def test_a_denied_call_is_not_in_flight() -> None:
-    talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
-    assert talk.client(call_line("x", 1)) == ["answered 1: 403"]
     assert not talk.awaits_answers
 
 
@@ -55,7 +47,7 @@ PAIRS = [
 def test_a_request_whose_id_is_not_answered_yet_is_refused(
     one: object, other: object, methods: tuple[str, str], *, same_read: bool
 ) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     first, second = [request(method, at, name="x") for method, at in zip(methods, (one, other), strict=True)]
     came_out = talk.client(first, second) if same_read else [*talk.client(first), *talk.client(second)]
     assert came_out == [f"forwarded {one}", f"answered {other}: -32600"]
@@ -72,8 +64,8 @@ def test_the_late_answer_to_a_cancelled_request_is_not_taken_for_that_of_another
     talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\n')
     assert talk.client(other, cancel(1), again)[-1].endswith(": -32600")
     talk.answer(1)
-    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
-    assert talk.client(call_line("x", 2)) == ["answered 2: 429"]
+    assert talk.client_calls("x", 1) == ["forwarded 1"]
+    assert talk.client_calls("x", 2) == ["answered 2: 429"]
 
 
 @pytest.mark.parametrize("spare", ["1", 1])
@@ -81,33 +73,33 @@ def test_the_answer_to_a_cancelled_ping_frees_no_place(spare: object) -> None:
     talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\n')
     talk.client(call_line("x", 1), request("ping", spare), cancel(spare), call_line("x", 2))
     talk.answer(spare)
-    talk.client(call_line("x", 3), call_line("x", 4))
+    talk.client_calls("x", 3, 4)
     assert sum(isinstance(one.get("id"), int) and one["method"] == "tools/call" for one in talk.to_server) == 2, "1 and 3"
 
 
 @pytest.mark.parametrize(("sent", "answered"), [(7, "7"), (-8, "-8"), ("9", 9), (BIG + 1, BIG), (10**21 + 1, 1e21), (7, 7.0)])
 def test_an_id_that_the_server_sends_back_in_another_form_is_that_of_the_request(sent: object, answered: object) -> None:
-    talk = Talk(ANYTHING)
-    talk.client(call_line("x", sent), call_line("x", 5), call_line("x", "a"))
+    talk = Talk()
+    talk.client_calls("x", sent, 5, "a")
     talk.answer(answered)
     assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(1, "ok")]
 
 
 def test_an_answer_that_the_server_makes_up_changes_nothing() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\n')
-    talk.client(call_line("x", 1))
+    talk.client_calls("x", 1)
     for made_up in (2, "2", '"1"', "a", None, 1.5):
         talk.answer(made_up)
     talk.answer(1)
     talk.answer(1)
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok"]
-    assert talk.client(call_line("x", 2), call_line("x", 3)) == ["forwarded 2", "answered 3: 429"]
+    assert talk.client_calls("x", 2, 3) == ["forwarded 2", "answered 3: 429"]
 
 
 @pytest.mark.parametrize("request_id", [7, "a", "é", int("9" * 4000)])
 def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request_id: object) -> None:
-    talk = Talk(ANYTHING)
-    talk.client(call_line("x", request_id))
+    talk = Talk()
+    talk.client_calls("x", request_id)
     talk.time.pass_ms(5)
     assert talk.client(cancel(request_id)) == ["forwarded notifications/cancelled"]
     assert not talk.awaits_answers
@@ -119,7 +111,7 @@ def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request
 
 
 def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     assert talk.client(call_line("slow", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
     talk.server({"id": 9, "result": {}})
     assert talk.outcomes == [Outcome(1, "cancelled", 0)]
@@ -127,12 +119,12 @@ def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
 
 
 def test_a_cancellation_does_not_cancel_a_later_call() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(cancel(1), call_line("x", 1))
     talk.answer(1)
     talk.client(call_line("x", 1), cancel(1))
     talk.answer(1)
-    talk.client(call_line("x", 1))
+    talk.client_calls("x", 1)
     talk.answer(1)
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok", "cancelled", "ok"]
 
@@ -154,9 +146,9 @@ def test_the_server_gets_no_cancellation_of_a_request_that_it_did_not_get(unseen
 
 
 def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_have_got() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(call_line("x", 1), request("ping", "b"), call_line("x", 3))
-    assert talk.client(call_line("x", 3)) == ["answered 3: -32600"]
+    assert talk.client_calls("x", 3) == ["answered 3: -32600"]
     talk.answer(3)
     assert talk.client(cancel(1), cancel("b"), cancel(3), cancel(1), cancel("unknown")) == [CANCELLATION] * 5
     assert talk.client(b'{"method":"notifications/cancelled","params":{}}') == [CANCELLATION]
@@ -165,23 +157,23 @@ def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_ha
 def test_requests_that_the_server_did_not_get_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_MAX_UNSENT", 2)
     talk = Talk('[[rule]]\ntool = "closed"\nlimit = "deny"\n')
-    talk.client(*(call_line("closed", at) for at in range(3)))
+    talk.client_calls("closed", 0, 1, 2)
     assert talk.client(*(cancel(at) for at in range(3))) == [CANCELLATION]
 
 
 def test_neither_a_request_with_the_method_of_a_cancellation_nor_another_notification_cancels_a_call() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\nwait = "9s"\n')
-    talk.client(call_line("x", 1), call_line("x", 2))
+    talk.client_calls("x", 1, 2)
     for request_id in (1, 2):
         talk.client(request("notifications/cancelled", "odd", requestId=request_id))
         talk.client(b'{"method":"notifications/x","params":{"requestId":%d}}' % request_id)
-    assert talk.client(call_line("x", 3)) == []  # the place of the first is not free
+    assert talk.client_calls("x", 3) == []  # the place of the first is not free
     talk.answer(1)
     assert talk.attend() == ["forwarded 2"]
 
 
 def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     number = b"9" * 5000
     talk.requests(b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}')
     talk.machine.decided([Verdict("allowed", row_id=1)])
@@ -194,7 +186,7 @@ def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
 
 @pytest.mark.parametrize("request_id", [8, "8", True, None, 7.0, [7], {}])
 def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: object) -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(call_line("x", 7), request("ping", 1))
     talk.client(cancel(request_id))
     talk.client(b'{"method":"notifications/cancelled"}')
@@ -204,9 +196,9 @@ def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: 
 
 def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     for at in range(5):
-        talk.client(call_line("x", at))
+        talk.client_calls("x", at)
     talk.client(request("ping", 5))
     talk.answer(4)
     assert talk.outcomes == [*(Outcome(at, "no_answer", 0) for at in range(1, 4)), Outcome(5, "ok", 0)]
@@ -214,13 +206,13 @@ def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytes
 
 def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 300)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.client(call_line("x", "a" * 90), call_line("y" * 90, 1))
     talk.client(request("ping", "b" * 90))
     talk.answer(1)
     talk.client(call_line("z" * 90, 2), call_line("z" * 90, 2))  # the second is refused
     assert talk.outcomes == [Outcome(2, "ok", 0)]
-    talk.client(call_line("x", "c" * 90))
+    talk.client_calls("x", "c" * 90)
     talk.answer("c" * 90)
     assert talk.outcomes[1:] == [Outcome(1, "no_answer", 0), Outcome(5, "ok", 0)]
     talk.answer("b" * 90)
@@ -231,27 +223,27 @@ def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest
 
 def test_no_long_id_makes_a_call_that_fails_count_less() -> None:
     talk = Talk('[[rule]]\ntool = "x"\ncount = "errors"\nlimit = "1/1h"\n')
-    talk.client(call_line("x", 1))
+    talk.client_calls("x", 1)
     talk.client(request("ping", "a" * in_flight.MAX_IN_FLIGHT_CHARS))
     assert talk.client(request("ping", 1)) == ["answered 1: -32600"], "the answer to the call may still come"
     talk.server({"id": 1, "result": {"isError": True}})
-    assert talk.client(call_line("x", 2)) == ["answered 2: 429"]
+    assert talk.client_calls("x", 2) == ["answered 2: 429"]
 
 
 def test_cancelled_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk(ANYTHING)
+    talk = Talk()
     for at in range(5):
         talk.client(request("ping", at), cancel(at))
     assert [talk.client(request("ping", at)) for at in (1, 2)] == [["forwarded 1"], ["answered 2: -32600"]]
 
 
 def test_a_call_without_a_row_can_be_answered_and_retried() -> None:
-    talk = Talk(ANYTHING)
+    talk = Talk()
     talk.charges("greet")
     talk.machine.decided([Verdict("allowed")])
     talk.machine.output()
-    talk.answer(1, resultType="input_required", inputRequests={"who": {}})
+    talk.ask_for_input(1, None, "who")
     assert talk.outcomes == []
     talk.client(call_line("greet", 2, inputResponses={"who": {}}))
     assert talk.verdicts[-1].decision == "continued"

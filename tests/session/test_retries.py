@@ -12,10 +12,12 @@ from tests.build import Talk, call_line, identity, request
 ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
 
 
-def asks_for_input(talk: Talk, request_id: object, state: str | None = None, *inputs: str) -> None:
-    """The server answers that it needs input."""
-    carried = {} if state is None else {"requestState": state}
-    talk.answer(request_id, resultType="input_required", inputRequests={key: {} for key in inputs}, **carried)
+def asked(state: object, *inputs: str, policy: str = ONE_A_MINUTE) -> Talk:
+    """A conversation in which the server asks for input before it answers the first call of the tool `x`."""
+    talk = Talk(policy)
+    assert talk.client_calls("x", 1) == ["forwarded 1"]
+    talk.ask_for_input(1, state, *inputs)
+    return talk
 
 
 def decisions(talk: Talk) -> list[object]:
@@ -23,9 +25,7 @@ def decisions(talk: Talk) -> list[object]:
 
 
 def test_a_retry_that_the_server_asked_for_is_free_once_only() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
-    asks_for_input(talk, 1, "s1", "who")
+    talk = asked("s1", "who")
     assert talk.client(call_line("x", 2, requestState="s1", inputResponses={"who": 1})) == ["forwarded 2"]
     assert talk.client(call_line("x", 3, requestState="s1", inputResponses={"who": 1})) == ["answered 3: 429"]
     assert decisions(talk) == ["allowed", "continued", "rate_limited"]
@@ -34,19 +34,17 @@ def test_a_retry_that_the_server_asked_for_is_free_once_only() -> None:
 
 def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:
     talk = Talk(ONE_A_MINUTE)
-    talk.client(call_line("x", 1))
+    talk.client_calls("x", 1)
     assert talk.looked_up == []
     lines = [request("ping", 2), call_line("x", 3, requestState="s1")]
     assert talk.machine.look_up(read(lines)) == LookUp((), answers=True)
-    asks_for_input(talk, 1, "s1")
+    talk.ask_for_input(1, "s1")
     assert talk.client(*lines) == ["forwarded 2", "forwarded 3"]
     assert decisions(talk) == ["allowed", "continued"]
 
 
 def test_a_retry_that_was_denied_as_unavailable_stays_free() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    talk.client(call_line("x", 1))
-    asks_for_input(talk, 1, "s1", "who")
+    talk = asked("s1", "who")
     talk.store_failure = "it is away"
     assert talk.client(call_line("x", 2, requestState="s1", inputResponses={"who": 1})) == ["answered 2: 503"]
     talk.store_failure = ""
@@ -67,17 +65,13 @@ def test_a_retry_that_was_denied_as_unavailable_stays_free() -> None:
     ],
 )
 def test_a_forged_retry_is_charged(forged: dict[str, Any]) -> None:
-    talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
-    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
-    asks_for_input(talk, 1, "s1", "who")
+    talk = asked("s1", "who", policy='[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert talk.client(call_line(forged.pop("tool", "x"), 2, **forged)) == ["answered 2: 429"]
     assert talk.client(call_line("x", 3, requestState="s1")) == ["forwarded 3"]
 
 
 def test_a_retry_of_a_tool_that_a_policy_has_closed_since_is_denied() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    talk.client(call_line("x", 1))
-    asks_for_input(talk, 1, "s1")
+    talk = asked("s1")
     talk.take_up('[[rule]]\ntool = "x"\nlimit = "deny"\n')
     assert talk.client(call_line("x", 2, requestState="s1")) == ["answered 2: 403"]
     talk.take_up('[[rule]]\ntool = "x"\nlimit = "deny"\nmode = "observe"\n')
@@ -86,9 +80,7 @@ def test_a_retry_of_a_tool_that_a_policy_has_closed_since_is_denied() -> None:
 
 
 def test_a_retry_by_another_user_is_charged() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    talk.client(call_line("x", 1))
-    asks_for_input(talk, 1, "s1")
+    talk = asked("s1")
     talk.identify(identity("bob@acme.com"))
     assert talk.client(call_line("x", 2, requestState="s1")) == ["answered 2: 429"]
     talk.identify(identity())
@@ -98,18 +90,16 @@ def test_a_retry_by_another_user_is_charged() -> None:
 
 @pytest.mark.parametrize("inputs", [{"who": 1}, {}, {"who": 1, "why": 2, "more": 3}, ["who", "why"], None])
 def test_a_retry_without_state_must_have_exactly_the_requested_inputs(inputs: object) -> None:
-    talk = Talk(ONE_A_MINUTE)
-    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
-    asks_for_input(talk, 1, None, "who", "why")
+    talk = asked(None, "who", "why")
     assert talk.client(call_line("x", 2, inputResponses=inputs)) == ["answered 2: 429"]
     assert talk.client(call_line("x", 3, inputResponses={"why": 1, "who": 2})) == ["forwarded 3"]
 
 
 def test_two_calls_with_equal_requests_for_input_have_a_free_retry_each() -> None:
     talk = Talk()
-    talk.client(call_line("greet", 1), call_line("greet", 2))
+    talk.client_calls("greet", 1, 2)
     for request_id in (1, 2):
-        asks_for_input(talk, request_id, None, "who")
+        talk.ask_for_input(request_id, None, "who")
     for request_id in (3, 4, 5):
         talk.client(call_line("greet", request_id, inputResponses={"who": {}}))
     assert [verdict.decision for verdict in talk.verdicts[2:]] == ["continued", "continued", "allowed"]
@@ -117,12 +107,12 @@ def test_two_calls_with_equal_requests_for_input_have_a_free_retry_each() -> Non
 
 def test_ten_retries_are_free_and_the_eleventh_is_charged() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
-    talk.client(call_line("x", 0))
+    talk.client_calls("x", 0)
     for at in range(1, 12):
-        asks_for_input(talk, at - 1, f"s{at}")
+        talk.ask_for_input(at - 1, f"s{at}")
         talk.client(call_line("x", at, requestState=f"s{at}"))
     assert decisions(talk) == ["allowed", *["continued"] * 10, "allowed"]
-    asks_for_input(talk, 11, "again")
+    talk.ask_for_input(11, "again")
     talk.client(call_line("x", 12, requestState="again"), call_line("x", 13))
     assert decisions(talk)[12:] == ["continued", "rate_limited"]
 
@@ -130,28 +120,26 @@ def test_ten_retries_are_free_and_the_eleventh_is_charged() -> None:
 def test_an_input_required_result_of_another_request_makes_no_retry_free() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1), request("resources/read", 2, name="x"))
-    asks_for_input(talk, 2, "s")
+    talk.ask_for_input(2, "s")
     assert talk.client(call_line("x", 3, requestState="s")) == ["answered 3: 429"]
 
 
 def test_free_retries_are_bounded_and_the_oldest_is_forgotten() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "1100/1m"\n')
     for at in range(1100):
-        talk.client(call_line("x", at))
-        asks_for_input(talk, at, f"s{at}")
+        talk.client_calls("x", at)
+        talk.ask_for_input(at, f"s{at}")
     assert len(talk.machine._retries._waiting) == 1024
-    assert talk.client(call_line("x", 2000, requestState="s0"), call_line("x", 2001, requestState="s1099")) == [
-        "forwarded 2001",
-        "answered 2000: 429",
-    ]
+    came_out = talk.client(call_line("x", 2000, requestState="s0"), call_line("x", 2001, requestState="s1099"))
+    assert came_out == ["forwarded 2001", "answered 2000: 429"]
 
 
 def test_a_second_free_retry_for_equal_input_does_not_replace_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "_MAX_WAITING", 2)
     talk = Talk()
     for request_id, state in enumerate(["a", "b", "b"]):
-        talk.client(call_line("x", request_id))
-        asks_for_input(talk, request_id, state)
+        talk.client_calls("x", request_id)
+        talk.ask_for_input(request_id, state)
     talk.client(call_line("x", 3, requestState="a"))
     assert decisions(talk)[-1] == "continued"
 
@@ -159,7 +147,7 @@ def test_a_second_free_retry_for_equal_input_does_not_replace_another_one(monkey
 def test_free_retries_with_long_states_and_names_take_little_memory() -> None:
     talk = Talk()
     talk.client(call_line("x" * 100_000, 1))
-    asks_for_input(talk, 1, "s" * 100_000)
+    talk.ask_for_input(1, "s" * 100_000)
     assert len(repr(talk.machine._retries._waiting)) < 1000
     talk.client(call_line("x" * 100_000, 2, requestState="s" * 100_000))
     assert decisions(talk)[-1] == "continued"

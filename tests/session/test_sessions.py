@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.client_agents import AgentNote
 from tests.build import Talk, call_line, request
+from tests.recorded_hooks import CODEX
 
 WHO = Identity("alice", "os", "crm", claude_session="s")
 ONCE = '[[rule]]\nper = ["session"]\nlimit = "1/1h"\n'
@@ -41,6 +42,12 @@ def test_codex_tells_the_session_of_each_call() -> None:
     assert "client_session" not in talk.records[-1]
 
 
+def test_a_recorded_call_of_codexs_subagent_is_in_its_parents_session() -> None:
+    talk = begun()
+    talk.client(*(request("tools/call", caller, **CODEX[caller]["params"]) for caller in ("main", "subagent")))
+    assert [record["decision"] for record in talk.records] == ["allowed", "rate_limited"]
+
+
 @pytest.mark.parametrize(("who", "client"), [(WHO, "my-own"), (WHO._replace(trust_client_info=False), "codex-mcp-client")])
 def test_what_another_client_calls_a_session_or_one_that_is_not_trusted_is_none(who: Identity, client: str) -> None:
     talk = begun(who, client)
@@ -67,9 +74,8 @@ def test_a_note_tells_the_session_that_its_call_belongs_to() -> None:
 def test_the_note_of_a_main_agents_call_tells_the_session_alone() -> None:
     talk = begun(client="claude-code")
     talk.client(called("a", **{"claudecode/toolUseId": "t1"}), noted=dict([AgentNote.of("s t1", "", "abc123")]))
-    assert [(one["agent"], one["agent_source"], one["client_session"]) for one in talk.records] == [
-        ("Claude Code::interactive::default", "clientInfo", "abc123")
-    ]
+    found = [(one["agent"], one["agent_source"], one["client_session"]) for one in talk.records]
+    assert found == [("Claude Code::interactive::default", "clientInfo", "abc123")]
 
 
 def test_a_note_counts_though_codexs_word_is_not_trusted() -> None:

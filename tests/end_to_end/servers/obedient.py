@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the time in which this server starts
@@ -48,22 +47,6 @@ def hang(request_id: Any, _: dict[str, Any]) -> None:
     send({"method": "notifications/hanging", "params": {"id": request_id}})
 
 
-def half(request_id: Any, arguments: dict[str, Any]) -> None:
-    write(b'{"jsonrpc":"2.0","id":%d,"resu' % request_id)
-    os._exit(arguments["status"])
-
-
-def close_stdout(_: Any, __: dict[str, Any]) -> None:
-    os.close(1)
-
-
-def close_stdin(request_id: Any, _: dict[str, Any]) -> None:
-    os.close(0)
-    answer(request_id, "closed")
-    while True:
-        time.sleep(1000)
-
-
 def fail(request_id: Any, _: dict[str, Any]) -> None:
     send({"id": request_id, "error": {"code": -32603, "message": "it failed"}})
 
@@ -79,16 +62,9 @@ def variables(request_id: Any, _: dict[str, Any]) -> None:
     answer(request_id, dict(os.environ))
 
 
-def session(request_id: Any, _: dict[str, Any]) -> None:
-    answer(request_id, {"pid": os.getpid(), "group": getattr(os, "getpgrp", os.getpid)(), "parent": os.getppid()})
-
-
 TOOLS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
-    tool.__name__: tool
-    for tool in (
-        leave, die, hang, half, close_stdout, close_stdin, fail, big, variables, session,
-    )
-}  # fmt: skip
+    tool.__name__: tool for tool in (leave, die, hang, fail, big, variables)
+}
 
 
 def main() -> None:
