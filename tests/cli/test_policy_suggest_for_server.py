@@ -9,7 +9,7 @@ import pytest
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import STARTER, parse
-from mcpguard.policy.suggest_by_tools import CHANGES, DELETES, DESTROYS, LOOKS, READS, SENDS, Kind
+from mcpguard.policy.suggest_by_tools import CHANGES, DELETES, DESTROYS, LOOKS, READS, SENDS, ToolKind
 from tests.cli.command import mcpguard
 from tests.end_to_end.host import PYTHON, rule, script
 from tests.ready_policies import POLICIES, RECORDED, recorded
@@ -25,7 +25,7 @@ def serving(folder: Path, *tools: Tool | str) -> list[str]:
     return script("recorded", file)
 
 
-def possible(hints: dict[str, bool]) -> tuple[Kind, ...]:
+def possible(hints: dict[str, bool]) -> tuple[ToolKind, ...]:
     """The kinds that the annotations of a tool allow, with the defaults of the protocol, if it has any of the first two."""
     if not hints.keys() & {"readOnlyHint", "destructiveHint"}:
         return (LOOKS, CHANGES, DESTROYS, SENDS, DELETES)

@@ -8,13 +8,13 @@ from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.discovery import Machine, Source
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import SHORT, short_path_warnings
-from mcpguard.clients.plan import Outcome, Plan
+from mcpguard.clients.plan import ChangePlan, EntryOutcome
 
 
-def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> Outcome:
+def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> EntryOutcome:
     location = BY_KEY[client].locations[0]
     source = Source(BY_KEY[client], "user", Path("/f.json"), location.layout, location.dialect)
-    return Outcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
+    return EntryOutcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
 
 
 def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
@@ -24,8 +24,8 @@ def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
     return file
 
 
-def warnings(home: Path, *outcomes: Outcome, path: str = "", system: str = "darwin") -> list[str]:
-    plan = Plan(home / "state", Machine(home, {"PATH": path}, system))
+def warnings(home: Path, *outcomes: EntryOutcome, path: str = "", system: str = "darwin") -> list[str]:
+    plan = ChangePlan(home / "state", Machine(home, {"PATH": path}, system))
     plan.outcomes += outcomes
     return list(short_path_warnings(plan))
 
@@ -61,7 +61,7 @@ def test_a_command_that_is_found_nowhere_is_named_too(tmp_path: Path) -> None:
     "other",
     [outcome("/opt/npx-9"), outcome("npx-9", "claude-code"), outcome("npx-9", action="keep"), outcome("sh"), outcome("")],
 )
-def test_a_path_a_client_in_a_terminal_and_a_server_that_stays_bring_no_warning(tmp_path: Path, other: Outcome) -> None:
+def test_a_path_a_client_in_a_terminal_and_a_server_that_stays_bring_no_warning(tmp_path: Path, other: EntryOutcome) -> None:
     assert warnings(tmp_path, other) == []
 
 

@@ -9,10 +9,10 @@ import pytest
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options, Readable, Store
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
 from tests.redis_servers import SERVERS, Server, running
@@ -72,7 +72,7 @@ class Place:
 
 
 def _memory(_: Path) -> Kind:
-    memory = Memory()
+    memory = SharedMemory()
     return Kind(
         lambda time, wall: MemoryStore(memory, clock=time, wall=wall),
         lambda time: MemoryStore(memory, clock=time),
@@ -84,7 +84,7 @@ def _sqlite(folder: Path) -> Kind:
     path = folder / "state" / "mcpguard.db"
 
     def read(time: Time) -> Readable:
-        reader = Reader(path)
+        reader = SqliteReader(path)
         reader.clock = time
         return reader
 

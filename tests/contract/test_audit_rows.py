@@ -169,7 +169,7 @@ def test_rows_of_what_no_limit_decides_charge_nothing(place: Place) -> None:
     retry.continue_as(1)
     (verdict,) = session.store.decide([retry], session.journal)
     assert (verdict.decision, verdict.forwards, verdict.count) == ("continued", True, None)
-    assert place.open().held() == []
+    assert place.open().counters() == []
     policy_row, invalid_row, retry_row = records(place)
     assert retry_row["decision"] == "continued"
     assert (policy_row["decision"], policy_row["reason"]) == ("policy", "in force at the start")

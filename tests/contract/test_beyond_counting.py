@@ -75,7 +75,7 @@ def test_errors_that_are_settled_together_are_all_counted(place: Place) -> None:
     caller.store.settle([Ending(*call, True) for call in caller.flying])
     assert caller.used == [2]
     reader = place.read()
-    assert [held.used for held in reader.held()] == [2]
+    assert [one.used for one in reader.counters()] == [2]
 
 
 def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_exact(place: Place) -> None:
@@ -85,7 +85,7 @@ def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_ex
     for at in range(150):
         callers[at % 2].end(failed=True)
         place.pass_us(10_000)
-    (held,) = place.read().held()
+    (held,) = place.read().counters()
     assert (held.used, len(held.log)) == (150, 1 + 2 * MAX_ENTRIES)
     for caller in callers:
         (denied,) = caller.decide("report")
@@ -141,13 +141,13 @@ def test_held_and_peek_tell_the_calls_in_flight(place: Place) -> None:
     caller.decide("report", "report")
     (row_id, plan), (other_id, _) = caller.flying
     reader = place.read()
-    assert [(held.label, held.used, held.log) for held in reader.held()] == [(plan.counters[0].label, 2, ())]
+    assert [(one.label, one.used, one.log) for one in reader.counters()] == [(plan.counters[0].label, 2, ())]
     states, _ = reader.peek(plan.counters)
     assert sorted(states[0]) == sorted([row_id, other_id])
     caller.end()
     assert reader.peek(plan.counters)[0] == [(other_id,)]
     caller.end()
-    assert reader.held() == []
+    assert reader.counters() == []
 
 
 def test_calls_in_flight_are_not_among_the_logs_last_seen(place: Place) -> None:
@@ -172,7 +172,7 @@ def test_errors_are_in_the_logs_last_seen_as_soon_as_they_are_counted(place: Pla
 def test_reset_frees_all_places_of_a_cap_and_later_endings_are_harmless(place: Place) -> None:
     caller, other = Caller(place.open(), TWO_IN_FLIGHT), Caller(place.open(), TWO_IN_FLIGHT, session="b" * 16)
     caller.decide("report", "report")
-    assert place.open().reset([held.label for held in other.store.held()]) == 1
+    assert place.open().reset([one.label for one in other.store.counters()]) == 1
     assert caller.used == []
     assert other.words("report", "report", "report") == ["allowed", "allowed", "rate_limited"]
     caller.end()

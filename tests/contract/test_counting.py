@@ -24,7 +24,7 @@ limit = "2/1m"
 
 
 def used(place: Place) -> dict[str, int]:
-    return {held.label: held.used for held in place.open().held()}
+    return {one.label: one.used for one in place.open().counters()}
 
 
 def test_several_handles_together_never_exceed_a_limit(place: Place) -> None:
@@ -101,7 +101,7 @@ def test_one_transaction_may_charge_ten_thousand_counters(place: Place) -> None:
     requests = [request for number in range(256) for request in session.charges(f"tool{number}")]
     verdicts = session.store.decide(requests, session.journal)
     assert {(verdict.decision, verdict.remaining) for verdict in verdicts} == {("allowed", 4)}
-    assert len(place.open().held()) == 256 * 40
+    assert len(place.open().counters()) == 256 * 40
 
 
 def test_an_allowed_call_reports_an_enforced_limit_even_if_an_observed_one_is_tighter(place: Place) -> None:
@@ -124,7 +124,7 @@ def test_a_call_that_no_rule_matches_is_allowed_and_counted_nowhere(place: Place
     session = Session(place.open(), FIVE_A_MINUTE)
     verdict = session.one("free")
     assert (verdict.decision, verdict.reported, verdict.count) == ("allowed", None, None)
-    assert place.open().held() == []
+    assert place.open().counters() == []
 
 
 def test_namespaces_share_nothing(place: Place) -> None:

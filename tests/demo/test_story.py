@@ -15,7 +15,7 @@ import pytest
 from mcp import Client, MCPError
 
 from mcpguard.demo import story
-from mcpguard.demo.story import ALICE, BOB, CAROL, Stage, Tally, last_line
+from mcpguard.demo.story import ALICE, BOB, CAROL, CallResults, Stage, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
@@ -207,7 +207,7 @@ class Refusing:
 
 
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
-    tally = Tally(ALICE, "search_customers")
+    tally = CallResults(ALICE, "search_customers")
     anyio.run(tally.call, cast(Client, Refusing(RATE_LIMITED)))
     with pytest.raises(MCPError, match="Tool x was not called"):
         anyio.run(tally.call, cast(Client, Refusing(UNAVAILABLE)))

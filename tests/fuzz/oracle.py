@@ -89,8 +89,8 @@ class Wire(Session):
     def charged(self) -> Counter[str]:
         """How often the counters in the store say that each tool was called."""
         used: Counter[str] = Counter()
-        for held in self.store.held():
-            used[json.loads(held.label)[1]["tool"]] += held.used
+        for one in self.store.counters():
+            used[json.loads(one.label)[1]["tool"]] += one.used
         return used
 
 

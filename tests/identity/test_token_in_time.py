@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard import followed_file
-from mcpguard.identity.keys import FILE_AGE_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, Keys
+from mcpguard.identity.keys import FILE_AGE_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, ProviderKeys
 from mcpguard.identity.token import TokenSource
 from tests.end_to_end.host import until
 from tests.identity.token_holder import CONFIGURED, Wrapper, told
@@ -196,7 +196,7 @@ def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the
 def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper) -> None:
     waits: list[float] = []
 
-    class Slow(Keys):
+    class Slow(ProviderKeys):
         def wait(self, timeout_s: float) -> None:
             waits.append(timeout_s)
 

@@ -18,9 +18,9 @@ from mcpguard.config_schema import config_schema
 from mcpguard.errors import ConfigError, PolicyError
 from mcpguard.identity.jwt_settings import ALGORITHMS, LISTS, REQUIRED
 from mcpguard.policy.model import PER
-from mcpguard.policy.parse import COST, RULE, SCHEMA_LINE, STARTER, TOP, Keys, parse
+from mcpguard.policy.parse import COST, RULE, SCHEMA_LINE, STARTER, TOP, TableKeys, parse
 from mcpguard.policy.schema import Schema, policy_schema
-from mcpguard.policy.values import Axes, Limits, Number, Patterns, Share, Span, Text, Value, Words
+from mcpguard.policy.values import Axes, Limits, Number, Patterns, Share, Text, TimeSpan, ValueType, Words
 from mcpguard.text.times import SPAN
 from tests.schemas import ROOT, schemas
 
@@ -64,14 +64,14 @@ def listed(one: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.lists(one, min_size=1, max_size=2)
 
 
-def of_kind(key: str, value: Value) -> st.SearchStrategy[Any]:
+def of_kind(key: str, value: ValueType) -> st.SearchStrategy[Any]:
     """Right values for a key of a policy."""
     match value:
         case Words():
             return st.sampled_from(value.words)
         case Number():
             return st.sampled_from([1, value.most])
-        case Span():
+        case TimeSpan():
             return SPANS
         case Share():
             return st.sampled_from(["1%", "80%", "100%"])
@@ -94,7 +94,7 @@ def tables(keys: Mapping[str, st.SearchStrategy[Any]], *required: str) -> st.Sea
     return usual | spoiled.map(lambda one: one[0] | {one[1]: one[2]})
 
 
-def of(keys: Keys, *required: str) -> st.SearchStrategy[Any]:
+def of(keys: TableKeys, *required: str) -> st.SearchStrategy[Any]:
     return st.lists(tables({key: of_kind(key, value) for key, value in keys.values.items()}, *required), max_size=1)
 
 
@@ -138,7 +138,7 @@ def test_schema_and_parser_take_the_same_values_of_each_key() -> None:
         check(data, POLICY, faults(tomli_w.dumps(data)))
 
 
-def of_setting(key: str, kind: config.Kind) -> st.SearchStrategy[Any]:
+def of_setting(key: str, kind: config.SettingKind) -> st.SearchStrategy[Any]:
     """Right values for a setting."""
     if isinstance(kind, list):
         return listed(st.sampled_from(kind or ["a"]))

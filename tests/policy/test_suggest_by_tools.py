@@ -17,9 +17,9 @@ from mcpguard.policy.suggest_by_tools import (
     LOOKS,
     READS,
     SENDS,
-    Kind,
     ServerTool,
     ToolFindings,
+    ToolKind,
     suggest_by_tools,
 )
 from mcpguard.text.patterns import glob
@@ -42,7 +42,7 @@ def found(tools: Sequence[ServerTool], policy: str = "") -> ToolFindings:
     return suggest_by_tools(parse(policy) if policy else NO_RULES, "crm", tools)
 
 
-def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, Kind]:
+def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, ToolKind]:
     return {one.tool: one.kind for one in found(tools, policy).rules}
 
 
@@ -64,7 +64,7 @@ def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, Kind]:
     ],
 )
 def test_annotations_tell_the_kind_of_a_tool_and_what_they_leave_out_is_as_the_protocol_says(
-    tool: ServerTool, kind: Kind
+    tool: ServerTool, kind: ToolKind
 ) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: ANNOTATED})
@@ -86,7 +86,7 @@ def test_annotations_tell_the_kind_of_a_tool_and_what_they_leave_out_is_as_the_p
         ("mark_all_read", DESTROYS),
     ],
 )
-def test_without_annotations_the_first_verb_of_the_name_tells_the_kind(name: str, kind: Kind) -> None:
+def test_without_annotations_the_first_verb_of_the_name_tells_the_kind(name: str, kind: ToolKind) -> None:
     (one,) = found([ServerTool(name)]).rules
     assert (one.kind, one.tools) == (kind, {name: NAMED})
 
@@ -111,7 +111,7 @@ def test_by_its_name_a_tool_without_annotations_may_read_only_here_if_another_hi
     ],
 )
 def test_a_name_that_deletes_or_sends_is_believed_more_than_an_annotation_that_is_more_harmless(
-    tool: ServerTool, kind: Kind
+    tool: ServerTool, kind: ToolKind
 ) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: "by name, although annotated as more harmless"})

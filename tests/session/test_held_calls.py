@@ -264,7 +264,7 @@ def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_o
     talk = Talk(RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
     assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
     assert talk.client(call_line("search", 4), call_line("other", 5)) == ["forwarded 5", "answered 4: 429"]
-    assert [held.used for held in talk.store.held()] == [1, 1]
+    assert [one.used for one in talk.store.counters()] == [1, 1]
 
 
 def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
@@ -356,7 +356,7 @@ def test_a_place_is_free_when_its_call_is_answered_cancelled_or_cannot_be_answer
     assert talk.client(call_line("browse", 1), call_line("browse", 2)) == ["forwarded 1", "answered 2: 429"]
     if outcome == "gone":
         talk.server_exits("server exited with status 1")
-        assert talk.store.held() == []
+        assert talk.store.counters() == []
         return
     if outcome == "result":
         talk.answer(1)
@@ -383,7 +383,7 @@ def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.Monke
     talk.client(request("ping", "a" * 101))
     assert talk.client(call_line("browse", 2)) == ["answered 2: 429"], "the server may still work for the first call"
     talk.server_exits("server exited with status 1")
-    assert talk.store.held() == []
+    assert talk.store.counters() == []
 
 
 def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,10 +391,10 @@ def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch
     talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
     for at in range(20):
         talk.client(call_line("browse", at))
-    (held,) = talk.store.held()
+    (held,) = talk.store.counters()
     assert held.used <= 6, "three in flight, and three that were forgotten"
     talk.server_exits("server exited with status 1")
-    assert talk.store.held() == []
+    assert talk.store.counters() == []
 
 
 def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> None:
@@ -478,7 +478,7 @@ def test_an_observed_limit_on_errors_counts_only_calls_for_which_it_had_room() -
         talk.answer(at, isError=True)
         talk.time.pass_ms(10_000)
     assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "would_deny", "would_deny"]
-    assert [held.used for held in talk.store.held()] == [2]
+    assert [one.used for one in talk.store.counters()] == [2]
     talk.time.pass_ms(20_000)
     talk.client(call_line("flaky", 5))
     assert talk.records[-1]["decision"] == "allowed", "an enforced limit has room then, too"
@@ -493,7 +493,7 @@ def test_an_enforced_limit_on_errors_counts_a_call_that_an_observed_rule_would_d
         talk.client(call_line("flaky", at))
         talk.answer(at, isError=True)
     assert decisions(talk) == [(0, "allowed"), (1, "would_deny"), (2, "would_deny")]
-    assert sorted(held.used for held in talk.store.held()) == [1, 3]
+    assert sorted(one.used for one in talk.store.counters()) == [1, 3]
 
 
 def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:
@@ -597,7 +597,7 @@ def test_a_place_that_another_session_frees_is_seen_although_the_first_call_wait
 def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() -> None:
     talk = Talk('[[rule]]\ntool = "search"\nlimit = "2/2s"\nwait = "5s"\n')
     assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1", "forwarded 2"]
-    talk.store.reset([held.label for held in talk.store.held()])
+    talk.store.reset([one.label for one in talk.store.counters()])
     assert talk.client(call_line("search", 4)) == []
     assert talk.decide_held() == ["forwarded 3"]
     assert talk.decide_held() == ["forwarded 4"]
@@ -606,7 +606,7 @@ def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() ->
 def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_though_that_leaves_no_room_for_itself() -> None:
     talk = Talk(RATE)
     assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
-    talk.store.reset([held.label for held in talk.store.held()])
+    talk.store.reset([one.label for one in talk.store.counters()])
     assert talk.client(call_line("search", 3)) == []
     assert talk.decide_held() == ["forwarded 2"]
     assert talk.decide_held() == []

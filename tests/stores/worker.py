@@ -120,7 +120,7 @@ def fill_the_disk(path: Path) -> None:
             say(error.message)
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     admitted += session.call("x", 5)
-    (held,) = session.store.held()
+    (held,) = session.store.counters()
     entries = list(session.store.entries())
     say(f"{len(admitted)} {held.used} {len(entries)}")
     say(" ".join(str(entry.record["seq"]) for entry in entries))

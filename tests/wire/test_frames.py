@@ -16,7 +16,7 @@ from mcpguard.wire.frames import (
     PARSE_ERROR,
     Frame,
     LineSplitter,
-    Reader,
+    MessageReader,
     Refusal,
     escape_line_separators,
     parse,
@@ -190,7 +190,7 @@ MARK = b"\xef\xbb\xbf"
 
 @pytest.mark.parametrize("first", [[MARK + PING], [MARK, PING], [MARK + b"\r", PING]])
 def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) -> None:
-    (message,) = Reader().read(first)
+    (message,) = MessageReader().read(first)
     assert message == frame(PING)
 
 
@@ -198,14 +198,14 @@ def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) 
     "lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "long"), MARK + PING]]
 )
 def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> None:
-    reader = Reader()
+    reader = MessageReader()
     first, second = (reader.read([line]) for line in lines)
     assert (len(first), second) == (1, [Refusal(PARSE_ERROR, "not valid JSON")])
     assert reader.read([]) == []
 
 
 def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:
-    assert Reader().read([MARK + MARK + PING]) == [Refusal(PARSE_ERROR, "not valid JSON")]
+    assert MessageReader().read([MARK + MARK + PING]) == [Refusal(PARSE_ERROR, "not valid JSON")]
 
 
 def test_a_method_written_with_escapes_is_recognised() -> None:

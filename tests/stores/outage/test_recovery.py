@@ -8,7 +8,7 @@ import pytest
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Row
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.outage import store as outage_store
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds
@@ -74,7 +74,7 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() ->
     place.break_down()
     during = place.one()
     place.ends(ended)
-    place.memory = Memory()
+    place.memory = SharedMemory()
     place.mend()
     place.ends(old)
     place.ends(during, "rpc_error")
@@ -167,7 +167,7 @@ def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_ab
     found = []
     for at_us in (3600_000_000 - 1, 3600_000_000, 3601_000_000 if n == 64 else 3600_000_000 + 3600_000_000 // 64):
         place.time.now_us = START_US + at_us
-        held = MemoryStore(place.memory, clock=place.time).held()
+        held = MemoryStore(place.memory, clock=place.time).counters()
         found.append([one.used for one in held if one.label == user.label])
     assert found == left
 

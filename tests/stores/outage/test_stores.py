@@ -79,7 +79,7 @@ class Guard(Caller):
 
 def used(opens: Opens) -> dict[str, int]:
     with contextlib.closing(opens()) as store:
-        return {label_parts(held.label).counts: held.used for held in store.held()}
+        return {label_parts(one.label).counts: one.used for one in store.counters()}
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
     assert list(tmp_path.glob("db-outage-*")) == []
     with contextlib.closing(opens()) as reader:
         assert len(list(reader.entries())) == 3 + 1
-        assert [held.used for held in reader.held()] == [3 + 1]
+        assert [one.used for one in reader.counters()] == [3 + 1]
     after.store.close()
     guard.store.close()
 
@@ -230,7 +230,7 @@ def test_a_file_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tmp
     (tmp_path / "state").unlink()
     guard.probe()
     with contextlib.closing(SqliteStore(guard.path, clock=guard.time)) as store:
-        assert [held.used for held in store.held()] == [3]
+        assert [one.used for one in store.counters()] == [3]
     guard.store.close()
 
 

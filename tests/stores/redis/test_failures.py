@@ -65,7 +65,7 @@ def unavailable(words: str) -> Iterator[None]:
 
 def used(server: Server) -> list[int]:
     with_patience = RedisStore(server.address, Options(timeout_ms=5000))
-    held = [held.used for held in with_patience.held()]
+    held = [one.used for one in with_patience.counters()]
     with_patience.close()
     return held
 
@@ -115,7 +115,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_budget(server: Server, mon
     [
         lambda store: list(store.entries()),
         lambda store: list(store.newest()),
-        lambda store: store.held(),
+        lambda store: store.counters(),
         lambda store: store.reset(["x"]),
     ],
     ids=["entries", "newest", "held", "reset"],
@@ -219,14 +219,14 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     store = RedisStore(server.address, Options(timeout_ms=5000, max_bytes=100_000))
     session = Session(store, POLICY)
     session.call("free", 300)
-    before = (list(store.entries()), store.held())
+    before = (list(store.entries()), store.counters())
     requests = session.charges("report")
     past_us = store._server.now_us() - 10_000_000
     commands = request.Commands(store._server.shas["charge"], store._server.keys, max_bytes=1)
     too_late = commands.command(requests, request.counters_of(requests), session.journal, time_us=0, deadline_us=past_us)
     (reply,) = store._server._link.exchange(too_late, deadline_s=time.monotonic() + ENOUGH_S)
     assert len(reply) == 1
-    assert (list(store.entries()), store.held()) == before
+    assert (list(store.entries()), store.counters()) == before
 
 
 def test_what_was_last_seen_is_as_old_as_it_is_even_if_the_machine_has_slept_since(

@@ -149,7 +149,7 @@ def test_a_denied_call_takes_no_place_away(guards: Guards, time: Time) -> None:
 def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time) -> None:
     one, other = guards()
     one.decision()
-    assert other.store.reset([held.label for held in other.store.held()]) == 1
+    assert other.store.reset([one.label for one in other.store.counters()]) == 1
     assert other.decision() == "allowed"
     time.pass_ms(LEASE_MS // 2)
     assert one.losses == 0
@@ -160,7 +160,7 @@ def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time) -> 
 def test_a_call_that_ends_soon_after_a_reset_has_lost_nothing(guards: Guards) -> None:
     one, _ = guards()
     one.decision()
-    assert one.store.reset([held.label for held in one.store.held()]) == 1
+    assert one.store.reset([one.label for one in one.store.counters()]) == 1
     one.end()
     assert one.losses == 0
 

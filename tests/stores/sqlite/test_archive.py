@@ -7,12 +7,12 @@ import pytest
 
 from mcpguard.session.audit import Row
 from mcpguard.stores.api import StoredRow, Wanted
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.text.printing import compact
 from tests.build import WALL_US
 from tests.stores.sqlite.conftest import Open, drain
 
-Fill = Callable[..., Reader]
+Fill = Callable[..., SqliteReader]
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def fill(open_store: Open) -> Iterator[Fill]:
     """Writes rows, moves them into the database, and reads them."""
     with contextlib.ExitStack() as opened:
 
-        def do(count: int, *, detail: str | None = None, users: int = 1) -> Reader:
+        def do(count: int, *, detail: str | None = None, users: int = 1) -> SqliteReader:
             store, shared = open_store(), {"session": "aa", "namespace": "default", "tool": "t"}
             contexts = [compact(shared | {"user": f"user-{at % users}"}) for at in range(count)]
             store.append([Row(WALL_US + at, at + 1, "allowed", one, detail=detail) for at, one in enumerate(contexts)])
             drain(store)
-            return opened.enter_context(contextlib.closing(Reader(store.path)))
+            return opened.enter_context(contextlib.closing(SqliteReader(store.path)))
 
         yield do
 

@@ -20,7 +20,7 @@ from mcpguard.stores.sqlite import call_log, database, log_lines, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.notes import leave_note
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from tests.build import Session
 from tests.missing import make_link
 from tests.stores.conftest import raising
@@ -42,7 +42,7 @@ def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has
         if trouble == "locked":
             theirs.execute("BEGIN EXCLUSIVE")
         else:
-            monkeypatch.setattr(upkeep.Upkeep, "_write", raising(sqlite3.OperationalError("database or disk is full")))
+            monkeypatch.setattr(upkeep.SqliteUpkeep, "_write", raising(sqlite3.OperationalError("database or disk is full")))
         for _ in range(20):
             assert session.decisions("x", 10) == ["allowed"] * 10
             busy.keep_pace(lambda: None)
@@ -128,7 +128,7 @@ def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, p
     Session(other, MANY, session="b" * 16).call("x", 2)
     drain(other)
     assert used(one) == used(other) == [5]
-    with contextlib.closing(Reader(tmp_path / "link.db")) as reader:
+    with contextlib.closing(SqliteReader(tmp_path / "link.db")) as reader:
         assert [entry.row_id for entry in reader.entries()] == [1, 2, 3, 4, 5]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "state"]
     assert other.warnings == ()
@@ -160,9 +160,9 @@ def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_rea
         shutil.copytree(path.parent, left)  # as a SIGKILL at this moment leaves it
         writer.execute("ROLLBACK")
     assert (left / "mcpguard.db-journal").stat().st_size > 4096
-    with contextlib.closing(Reader(left / path.name)) as reader:
+    with contextlib.closing(SqliteReader(left / path.name)) as reader:
         assert [entry.record["seq"] for entry in reader.entries()] == [1, 2, 3, 4, 5]
-        assert [held.used for held in reader.held()] == [5]
+        assert [one.used for one in reader.counters()] == [5]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader._db.execute("DELETE FROM audit")
 
@@ -171,18 +171,18 @@ def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_rea
 def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor_alone(path: Path, open_store: Open) -> None:
     store = open_store(clock=None)
     Session(store, MANY).call("x", 2)
-    with contextlib.closing(Reader(path)) as reader:
-        assert [held.used for held in reader.held()] == [2]
+    with contextlib.closing(SqliteReader(path)) as reader:
+        assert [one.used for one in reader.counters()] == [2]
         for file in path.parent.glob("mcpguard.db*"):
             file.unlink()
-        assert [held.used for held in reader.held()] == [2]
+        assert [one.used for one in reader.counters()] == [2]
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
             writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
             writer.execute("BEGIN IMMEDIATE")
             writer.execute("CREATE TABLE new (x)")
             writer.execute("INSERT INTO new VALUES (zeroblob(50000))")
             with pytest.raises(StoreUnavailable, match="was removed or replaced"):
-                reader.held()
+                reader.counters()
             writer.execute("COMMIT")
             assert writer.execute("SELECT length(x) FROM new").fetchone() == (50_000,)
 
@@ -199,7 +199,7 @@ def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_lis
     after = open_store()
     assert Session(after, policy, session="b" * 16).one("x").remaining == 2
     drain(after)
-    assert after.held() == open_store().held() == []
+    assert after.counters() == open_store().counters() == []
     assert Session(open_store(), policy, session="c" * 16).one("x").remaining == 1
 
 
@@ -244,7 +244,7 @@ def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained(open_store: O
     session = Session(store, MANY)
     fill(lambda: session.one("x"))
     fill(lambda: store.record([Outcome(1, "ok", 1)]))
-    assert store.reset([held.label for held in store.held()]) == 1
+    assert store.reset([one.label for one in store.counters()]) == 1
     assert used(store) == []
 
 
@@ -262,7 +262,7 @@ def test_a_reset_waits_while_another_process_drains_a_full_log(open_store: Open,
         drain(other)
 
     monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=other_drains))
-    assert store.reset([held.label for held in store.held()]) == 1
+    assert store.reset([one.label for one in store.counters()]) == 1
     assert used(store) == []
 
 

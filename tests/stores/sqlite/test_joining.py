@@ -19,7 +19,7 @@ from mcpguard.stores.sqlite import database, opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
-from mcpguard.stores.sqlite.upkeep import Upkeep
+from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import Session
 from tests.stores.conftest import broken, open_descriptors
 from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, drain
@@ -54,7 +54,7 @@ def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, open_st
         upkeep.execute("UPDATE counter SET log = zeroblob(20)")
         other = open_store()
         upkeep.execute("ROLLBACK")
-    assert [held.used for held in other.held()] == [2]
+    assert [one.used for one in other.counters()] == [2]
     assert Session(other, FIVE_A_MINUTE, session="b" * 16).decisions("x", 2) == ["allowed"] * 2
     assert session.decisions("x", 2) == ["allowed", "rate_limited"]
     assert abs(one._clock() - other._clock()) < 1_000_000
@@ -76,7 +76,7 @@ def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_s
 def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path, open_store: Open) -> None:
     store = open_store()
     Session(store, FIVE_A_MINUTE).call("x")
-    with broken(Upkeep, "drain", MemoryError()):
+    with broken(SqliteUpkeep, "drain", MemoryError()):
         store.close()
     hold = lock_file(beside(path, "-open"))
     assert hold.acquire(0)
@@ -220,13 +220,13 @@ def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_kno
     drain(store)
     Session(store, FIVE_A_MINUTE, session="b" * 16).call("x", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Upkeep, "drain", lambda *_: False)
+        patch.setattr(SqliteUpkeep, "drain", lambda *_: False)
         store.close()
     with another_program(path, "reads"):
         late = open_store()
         assert Session(late, FIVE_A_MINUTE, session="c" * 16).decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
     late.close()
-    assert [held.used for held in open_store().held()] == [5]
+    assert [one.used for one in open_store().counters()] == [5]
 
 
 def test_a_database_that_another_program_is_changing_is_not_read(path: Path, open_store: Open) -> None:
@@ -235,4 +235,4 @@ def test_a_database_that_another_program_is_changing_is_not_read(path: Path, ope
     store.close()
     with another_program(path, "writes"), pytest.raises(StoreUnavailable, match="locked"):
         open_store()
-    assert [held.used for held in open_store().held()] == [2]
+    assert [one.used for one in open_store().counters()] == [2]

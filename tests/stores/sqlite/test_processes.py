@@ -33,7 +33,7 @@ def test_of_many_processes_each_gets_its_share(path: Path, start: Start) -> None
         tell(worker)
     assert [heard(worker) for worker in workers] == ["done"] * 6
     store = SqliteStore(path)
-    assert [held.used for held in store.held()] == [600]
+    assert [one.used for one in store.counters()] == [600]
     store.close()
 
 

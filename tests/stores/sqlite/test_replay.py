@@ -15,7 +15,7 @@ from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Limit, State, live
 from mcpguard.session import audit
 from mcpguard.session.verdict import Ending, Verdict
-from mcpguard.stores.memory import Memory, MemoryStore, release
+from mcpguard.stores.memory import MemoryStore, SharedMemory, release
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -98,7 +98,7 @@ class Twins:
         self.path = path
         self.policy = policy
         self.time, self.wall = Time(), Time(WALL_US)
-        self.memory = Memory()
+        self.memory = SharedMemory()
         self.opened: list[SqliteStore] = []
         self.stores = [Caller(self.open(), policy, session=f"{at:016x}") for at in range(3)]
         self.references = [
@@ -155,7 +155,7 @@ class Twins:
         self.references[at].store.tend()
 
     def reset(self, at: int) -> None:
-        label = max((held.label for held in self.references[at].store.held()), default="none")
+        label = max((held.label for held in self.references[at].store.counters()), default="none")
         assert self.stores[at].store.reset([label]) == self.references[at].store.reset([label])
 
     def hold(self, at: int) -> None:
@@ -195,7 +195,7 @@ class Twins:
 
     def compare(self) -> None:
         store, reference = self.stores[0].store, self.references[0].store
-        assert sorted(store.held()) == sorted(reference.held())
+        assert sorted(store.counters()) == sorted(reference.counters())
         shown, expected = ([entry.record for entry in one.entries()] for one in (store, reference))
         assert shown == expected
         assert [entry.record for entry in store.newest()] == expected[::-1]

@@ -240,7 +240,7 @@ def test_a_long_drain_is_left_to_the_next_process_after_a_transaction(
         store.tend()
         drained_ends.append(store._log.drained().end)
     assert START.end < drained_ends[0] < drained_ends[1] < drained_ends[2] < busy._follower.at.end
-    assert sum(held.used for held in busy.held()) == 20
+    assert sum(one.used for one in busy.counters()) == 20
 
 
 def test_the_drain_at_the_end_of_a_session_has_a_bound(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import call_log, database, log_records, opening, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack_log, unpack_log
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
 from tests.stores.conftest import as_on, broken
@@ -71,7 +71,7 @@ def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
     with contextlib.closing(SqliteStore(path)) as store:
         assert decisions(store, 6) == ["allowed"] * 5 + ["rate_limited"]
     assert path.stat().st_size > 0
-    with contextlib.closing(Reader(path)) as reader:
+    with contextlib.closing(SqliteReader(path)) as reader:
         assert len(list(reader.newest())) == 6
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
@@ -79,10 +79,10 @@ def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
 def test_reopening_changes_nothing(open_store: Open) -> None:
     first = open_store()
     decisions(first, 4)
-    before = (first.held(), list(first.entries()), first.args_key)
+    before = (first.counters(), list(first.entries()), first.args_key)
     first.close()
     second = open_store()
-    assert (second.held(), list(second.entries()), second.args_key) == before
+    assert (second.counters(), list(second.entries()), second.args_key) == before
     assert decisions(second, 2, "b" * 16) == ["allowed", "rate_limited"]
 
 
@@ -115,9 +115,9 @@ def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
     path: Path, open_store: Open, owner: object, name: str, what: str
 ) -> None:
     decisions(open_store(), 1)
-    with contextlib.closing(Reader(path)) as found:
+    with contextlib.closing(SqliteReader(path)) as found:
         assert found.args_key
-        asked: list[Callable[[], object]] = [found.held]
+        asked: list[Callable[[], object]] = [found.counters]
         if owner is not clock:
             asked += [lambda: list(found.rows()), lambda: list(found.newest())]
         told = re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
@@ -156,8 +156,8 @@ def test_a_reader_is_told_what_is_wrong_with_a_database_and_what_to_do(
 ) -> None:
     open_store().close()
     harm(path)
-    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match=what) as raised:
-        reader.held()
+    with contextlib.closing(SqliteReader(path)) as reader, pytest.raises(StoreUnavailable, match=what) as raised:
+        reader.counters()
     assert raised.value.hint.startswith(hint)
 
 
@@ -455,7 +455,7 @@ def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has
     session.call("y")
     machine.boot.pass_s(3600)
     session.call("x", 5)
-    with broken(upkeep.Upkeep, "_write", sqlite3.OperationalError("database or disk is full")):
+    with broken(upkeep.SqliteUpkeep, "_write", sqlite3.OperationalError("database or disk is full")):
         first.close()
     assert rows(path, "counter") == 0
     machine.reboots()
@@ -567,7 +567,7 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
     end = store._follower.at
     assert session.decisions("x") == ["rate_limited"]
     assert store._follower.at == end
-    other.reset([store.held()[0].label])
+    other.reset([store.counters()[0].label])
     assert session.decisions("x") == ["allowed"]
 
 

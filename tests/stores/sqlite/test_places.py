@@ -17,8 +17,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.sqlite import call_log
-from mcpguard.stores.sqlite.in_flight import sweep
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.places import sweep
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
 from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one
@@ -85,11 +85,11 @@ def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path,
     assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
     caller = Caller(store, CAPPED)
     counters = caller.charges("x")[0].plan.counters
-    with contextlib.closing(Reader(path)) as reader:
-        assert [held.used for held in reader.held()] == [2]
+    with contextlib.closing(SqliteReader(path)) as reader:
+        assert [one.used for one in reader.counters()] == [2]
         assert len(reader.peek(counters)[0][0]) == 2
         kill(worker)
-        assert reader.held() == store.held() == []
+        assert reader.counters() == store.counters() == []
         assert reader.peek(counters)[0] == [()]
 
 
@@ -115,7 +115,7 @@ def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(p
     assert {*seated} == {"seated"}
     assert len(seated) > 100
     with contextlib.closing(SqliteStore(path)) as store:
-        assert store.held() == []
+        assert store.counters() == []
         caller = Caller(store, CAPPED.replace("2", str(SEATS)))
         assert caller.words(*["x"] * (SEATS + 1)) == ["allowed"] * SEATS + ["rate_limited"]
         caller.store.settle([Ending(*call, False) for call in caller.flying])
@@ -157,7 +157,7 @@ def test_a_store_that_is_closed_and_opened_again_while_a_call_is_in_flight_keeps
     assert len(owner_files(path)) == 1
     kill(other)
     with contextlib.closing(SqliteStore(path)) as store:
-        assert store.held() == []
+        assert store.counters() == []
 
 
 def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes_the_store(path: Path) -> None:
@@ -232,7 +232,7 @@ def test_an_owner_that_takes_a_name_as_its_file_is_swept_takes_another_name(
     assert caller.words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
     (file,) = owner_files(path)
     assert swept != [file]
-    assert [held.used for held in open_store().held()] == [2]
+    assert [one.used for one in open_store().counters()] == [2]
 
 
 # Files
@@ -260,7 +260,7 @@ def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, 
     caller = Caller(open_store(), CAPPED)
     caller.decide("x", "x")
     tend(caller.store)
-    caller.store.reset([held.label for held in caller.store.held()])
+    caller.store.reset([one.label for one in caller.store.counters()])
     tend(caller.store)
     assert rows(path, "in_flight") == 0
     assert caller.words("x") == ["allowed"]
