@@ -73,7 +73,7 @@ class Coverage:
         """The servers of a file. They are counted.
 
         Raises:
-            Fault: The file cannot be read, also not by the client.
+            FileFault: The file cannot be read, also not by the client.
         """
         entries = entries_of(source, self._read(source.file))
         entries = [of_plugin(self._machine, source, entry) for entry in entries] if source.plugin else entries

@@ -255,7 +255,7 @@ def read(file: Path) -> bytes:
     """Read a client's file.
 
     Raises:
-        Fault: It cannot be read.
+        FileFault: It cannot be read.
     """
     try:
         data = read_at_once(file, MAX_BYTES + 1)
@@ -281,7 +281,7 @@ def entries_of(source: Source, data: bytes) -> list[Entry]:
     """The servers in a client's file.
 
     Raises:
-        Fault: The client cannot read the file either.
+        FileFault: The client cannot read the file either.
     """
     try:
         return entries(data, source.layout, source.dialect)

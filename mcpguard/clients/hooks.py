@@ -64,7 +64,7 @@ def ours(place: HookFile) -> list[Ours]:
     """The hooks of mcpguard in a client's file. A missing file has none.
 
     Raises:
-        Fault: The file cannot be read.
+        FileFault: The file cannot be read.
     """
     try:
         return hooks_in(read(place.file) if may_exist(place.file) else b"", place.hook)
@@ -107,7 +107,7 @@ def deciding(place: HookFile) -> list[Ours]:
     """The deciding hooks in a file, for the event that shows the calls of servers.
 
     Raises:
-        Fault: The file cannot be read.
+        FileFault: The file cannot be read.
     """
     return [one for one in ours(place) if one.event == place.hook.deciding.name and one.decides]
 
@@ -142,7 +142,7 @@ def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple
         folder: The project in which the client runs; None if it runs elsewhere.
 
     Raises:
-        Fault: The file cannot be read.
+        FileFault: The file cannot be read.
     """
     client, hook = place.client, place.hook
     for switch in hook.off:
@@ -278,7 +278,7 @@ def _deciding(data: bytes, place: HookFile, event: HookEvent, launcher: Launcher
     """Make the hook of an event the deciding one, in its place.
 
     Raises:
-        Fault: There are several, or it shares its entry with other hooks.
+        FileFault: There are several, or it shares its entry with other hooks.
     """
     document = parsed(data, place.hook.dialect)
     found = [one for one in _ours(document.root, place.hook) if one.event == event.name]

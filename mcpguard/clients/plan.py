@@ -169,7 +169,7 @@ class ChangePlan:
         """A file's content with the changes so far. It is read once. A missing file has none.
 
         Raises:
-            Fault: The file cannot be read.
+            FileFault: The file cannot be read.
         """
         key = self._key(file)
         if key not in self._files:
@@ -181,7 +181,7 @@ class ChangePlan:
         """Change a file, create it, or with None remove it.
 
         Raises:
-            Fault: A client is running that would undo the change.
+            FileFault: A client is running that would undo the change.
         """
         client = next((client for other, client in self._rewriters.items() if is_same(other, file)), None)
         if client and is_running(client):
@@ -278,8 +278,8 @@ def write(change: Change, backups: Path) -> None:
         backups: The folder of the backups.
 
     Raises:
-        Fault: The file cannot be written, or its content is not `change.old`. It was left as it is. Or another program changed
-            it right afterwards.
+        FileFault: The file cannot be written, or its content is not `change.old`. It was left as it is. Or another program
+            changed it right afterwards.
     """
     file, old, new, _ = change
     target = Path(os.path.realpath(file))
@@ -342,7 +342,7 @@ def _save(path: Path, data: bytes, backups: Path) -> None:
     """Save a file's bytes in a new file with mode 0600, whose name has the time and the path.
 
     Raises:
-        Fault: The file cannot be saved.
+        FileFault: The file cannot be saved.
     """
     where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}-{where}"

@@ -36,7 +36,7 @@ def bridged(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher) 
     """Plan to start a remote server by `npx mcp-remote` through mcpguard. Headers go into variables, not on the command line.
 
     Raises:
-        Fault: Something of the entry cannot be carried over.
+        FileFault: Something of the entry cannot be carried over.
     """
     document = parsed(plan.content(source.file), source.dialect)
     whole = dict(servers_of(document, source.layout))[entry.name]
@@ -139,7 +139,7 @@ def plan_plugins(plan: ChangePlan, source: Source, servers: frozenset[str], laun
     """Plan an own entry in Codex's file for each server that a plugin brings. One of an older version of the plugin is renewed.
 
     Raises:
-        Fault: The file cannot have one.
+        FileFault: The file cannot have one.
     """
     own, is_new = {one.name: one for one in entries_of(source, plan.content(source.file))}, not may_exist(source.file)
     for brought in plugin_sources(plan.machine):

@@ -130,7 +130,7 @@ class Collector:
 
         Raises:
             Rejected: They will not be taken.
-            Unreached: They are not taken now.
+            CollectorUnreachable: They are not taken now.
         """
         self._status = 0
         if isinstance(message, MetricsData):
@@ -364,7 +364,7 @@ class Exporter:
 
         Raises:
             Rejected: The collector refuses the rows.
-            Unreached: The collector takes no rows, and the log is not followed.
+            CollectorUnreachable: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
         if self._follows:
