@@ -215,11 +215,11 @@ def written(where: str, key: str, value: str) -> str:
 EVENTS: Final = ("denied", "warn", "unavailable")
 """The events that `[[notify]]` tells."""
 
-Kind = type | tuple[str, ...] | range | re.Pattern[str] | list[str]
+SettingKind = type | tuple[str, ...] | range | re.Pattern[str] | list[str]
 """What a setting can be: text, a truth value, one of some words, a number in a range, a span of time (`SPAN`); `object` if
 others check it. A list: a list of some of these words, or of any words if it is empty."""
 
-SETTINGS: Final[dict[str, dict[str, Kind]]] = {
+SETTINGS: Final[dict[str, dict[str, SettingKind]]] = {
     "": {"denials": DENIALS, "quiet": bool, "max_frame_bytes": range(1024, (1 << 30) + 1)},
     "store": {
         "url": str,
@@ -390,7 +390,7 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
         raise ConfigError(f"{file}: not TOML: {error}", "write text in quotes, and table names in [brackets]") from error
 
 
-def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, object]:
+def _setting(key: str, kind: SettingKind, value: object, where: str) -> dict[str, object]:
     if kind is SPAN:
         return {"keep_us": span_us(value, where=where)}
     what, hint = "", ""

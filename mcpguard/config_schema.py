@@ -6,13 +6,13 @@ A schema cannot tell a token from a name, nor which URLs and paths are valid.
 import tomllib
 from pathlib import Path
 
-from mcpguard.config import LISTED, SETTINGS, Kind, Settings
+from mcpguard.config import LISTED, SETTINGS, SettingKind, Settings
 from mcpguard.identity.jwt_settings import ALGORITHMS, LISTS, REQUIRED
 from mcpguard.policy.schema import DRAFT, NOT_ZERO, Schema, matching, one_or_several, table
 from mcpguard.text.times import SPAN, span
 
 
-def _setting(kind: Kind) -> Schema:
+def _setting(kind: SettingKind) -> Schema:
     if isinstance(kind, list):
         return {"type": "array", "items": _setting(tuple(kind) or str), "minItems": 1}
     if isinstance(kind, tuple):

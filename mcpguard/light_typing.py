@@ -10,14 +10,14 @@ from _collections import _tuplegetter  # as `collections.namedtuple` uses it
 TYPE_CHECKING = False
 
 
-class _Form:
+class _Annotation:
     """A name that is only used in annotations, perhaps with arguments."""
 
     def __init__(self, args=()):
         self.__args__ = args
 
     def __getitem__(self, args):
-        return _Form(args)
+        return _Annotation(args)
 
     def __or__(self, other):
         return self
@@ -25,7 +25,7 @@ class _Form:
     __ror__ = __or__
 
 
-IO = Any = Final = Literal = NoReturn = Self = TypeGuard = _Form()
+IO = Any = Final = Literal = NoReturn = Self = TypeGuard = _Annotation()
 Protocol = object
 
 
@@ -39,7 +39,7 @@ def get_args(form):
     return form.__args__
 
 
-class _Kind(type):
+class _TupleType(type):
     """The class of `NamedTuple`: makes the annotations of a subclass its fields."""
 
     def __new__(cls, name, bases, namespace):
@@ -54,7 +54,7 @@ class _Kind(type):
         return super().__new__(cls, name, bases, namespace | getters | own)
 
 
-class NamedTuple(tuple, metaclass=_Kind):
+class NamedTuple(tuple, metaclass=_TupleType):
     """See `typing`."""
 
     def __new__(cls, *values, **named):

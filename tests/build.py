@@ -16,7 +16,7 @@ from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
-from mcpguard.session.machine import Log, LookUp
+from mcpguard.session.machine import LogLine, LookUp
 from mcpguard.session.machine import Session as Machine
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import CallStore, Store
@@ -201,7 +201,7 @@ class Talk(Session):
         self.to_server: list[Any] = []
         self.to_client: list[Any] = []
         self.forwarded_bytes: list[bytes] = []
-        self.logs: list[Log] = []
+        self.logs: list[LogLine] = []
         self.looked_up: list[LookUp] = []
         self.together: list[int] = []  # how many requests were decided at once
         self.verdicts: list[Verdict] = []

@@ -40,4 +40,4 @@ class Caller(Session):
 
     @property
     def used(self) -> list[int]:
-        return sorted(held.used for held in self.store.held())
+        return sorted(one.used for one in self.store.counters())

@@ -22,7 +22,7 @@ def contexts(command: click.Command, name: str, parent: click.Context | None = N
     """A command and its subcommands, in the order of the help."""
     context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield context
-    if isinstance(command, commands.Group):
+    if isinstance(command, commands.CommandGroup):
         for child, part in command.parts.items():
             yield from contexts(part.loaded(), child, context)
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mcpguard.https import FetchError, get
-from mcpguard.identity.keys import Keys
+from mcpguard.identity.keys import ProviderKeys
 from tests.build import raising
 from tests.provider import KeyServer, key
 from tests.web_server import reply
@@ -80,7 +80,7 @@ def times_out(url: str) -> None:
 
 def gives_up(url: str, folder: Path) -> None:
     """Check that nobody waits longer than the timeout for keys, although their thread may wait for ever."""
-    keys = Keys(url, folder, fetch_s=TIMEOUT_S)
+    keys = ProviderKeys(url, folder, fetch_s=TIMEOUT_S)
     began_s = time.monotonic()
     keys.wait(30)
     assert time.monotonic() - began_s < AT_MOST_S

@@ -48,7 +48,7 @@ def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
     """Parse `mcpguard ARGV` without running it."""
     command: click.Command = commands.cli
-    while isinstance(command, commands.Group):
+    while isinstance(command, commands.CommandGroup):
         name, *argv = argv
         command = command.parts[name].loaded()
     return command, command.make_context(command.name, argv)

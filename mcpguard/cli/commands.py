@@ -71,7 +71,7 @@ class _Part(click.Command):
         return self.loaded().make_context(*args, **kwargs)
 
 
-class Group(_ShortHelp, click.Group):
+class CommandGroup(_ShortHelp, click.Group):
     """A group of commands.
 
     Args:
@@ -103,7 +103,7 @@ class Group(_ShortHelp, click.Group):
 
     def _probably(self, ctx: click.Context, word: str) -> str:
         """The hint for a command that does not exist."""
-        groups = {name: group for name, part in self.parts.items() if isinstance(group := part.loaded(), Group)}
+        groups = {name: group for name, part in self.parts.items() if isinstance(group := part.loaded(), CommandGroup)}
         inner = (f"{name} {word}" for name, group in groups.items() if word in group.parts)
         meant = next(inner, None) or closest_word(word, self.parts)
         return f"did you mean {ctx.command_path} {meant}?" if meant else f"use one of: {' '.join(self.parts)}"
@@ -117,7 +117,7 @@ def give_way() -> None:
 
 
 @click.group(
-    cls=Group,
+    cls=CommandGroup,
     parts={
         "run": ("run:run", "start a server behind mcpguard"),
         "install": ("clients.install:install", "make your clients start their servers through mcpguard"),

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import click
 
-from mcpguard.cli.commands import Command, Group
+from mcpguard.cli.commands import Command, CommandGroup
 from mcpguard.cli.run import click_option
 from mcpguard.hook.run import run
 from mcpguard.run_options import HOOK_CLIENTS, HOOK_OPTIONS
@@ -16,7 +16,7 @@ _PARAMS: Final = [click_option(option) for option in HOOK_OPTIONS]
 
 @click.group(
     "hook",
-    Group,
+    CommandGroup,
     parts={
         name: (f"hook:{name.replace('-', '_')}", f"The hook of {title}.")
         for name, title in zip(HOOK_CLIENTS, _TITLES, strict=True)

@@ -42,7 +42,7 @@ def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> 
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return None
     with settings.change_store() as store:
-        labels = [(held, label_parts(held.label)) for held in store.held()]
+        labels = [(one, label_parts(one.label)) for one in store.counters()]
         labels = [one for one in labels if one[1].namespace == settings.namespace and all_match(given(names), _members(one[1]))]
         found = [held for held, label in labels if not label.is_mark]
         if not found:

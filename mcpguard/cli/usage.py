@@ -22,7 +22,7 @@ from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported, label_parts
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import SELECTORS, Policy
 from mcpguard.reading.following import until_replaced
-from mcpguard.reading.usage import DENIALS, NO_AXIS, Limits, Usage, View, Watcher
+from mcpguard.reading.usage import DENIALS, NO_AXIS, LimitFinder, Usage, View, Watcher
 from mcpguard.text.printing import printable, quoted
 from mcpguard.text.times import span, span_up
 
@@ -278,9 +278,9 @@ def usage(settings: Settings, live: bool, rows: int | None, as_json: bool, **nam
         give_way()
         watch(settings, file, policy, is_selected, rows)
     with settings.read_store() as store:
-        held = store.held()
+        held = store.counters()
         _, now_us = store.peek(())
-        found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+        found = [one for one in LimitFinder(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
     if as_json:
         lines = [json.dumps(usage_as_json(one)) for one in found]
     else:

@@ -25,7 +25,7 @@ from mcpguard.policy.file import PolicyFile
 if TYPE_CHECKING:
     from mcpguard.identity.jwt_settings import JwtSettings
 
-Report = dict[str, Any]
+WhoamiReport = dict[str, Any]
 
 
 @click.command("whoami", Command, context_settings=run.run.context_settings)
@@ -66,7 +66,7 @@ def whoami(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
 whoami.params[:0] = [param for param in run.run.params if isinstance(param, click.Option)]
 
 
-def _caller(settings: Settings, identity: Identity) -> Report:
+def _caller(settings: Settings, identity: Identity) -> WhoamiReport:
     agent, source = identity.agent(None)
     known = {"user_source": identity.user_source, "agent": agent, "agent_source": source}
     known |= {key: getattr(identity, key) for key in ("server", "email", "roles", "scopes", "act")}
@@ -78,7 +78,7 @@ def _caller(settings: Settings, identity: Identity) -> Report:
     return known | {"problems": [], "warnings": warnings}
 
 
-def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
+def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> WhoamiReport:
     """The report if a token names the user: also the token's claims, the provider's keys and every problem."""
     from mcpguard.identity.claims import time_of, utc
     from mcpguard.identity.token import TokenSource
@@ -89,12 +89,12 @@ def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> R
     report = _caller(settings, found.identity or configured)
     if found.identity is None:
         del report["user"], report["user_source"]
-    token: Report = {"where": source.where, "verified": found.is_verified}
+    token: WhoamiReport = {"where": source.where, "verified": found.is_verified}
     if found.claims is not None:
         expires_s = time_of(found.claims, "exp")
         token |= {"expires": utc(expires_s)} if expires_s is not None else {}
         token["claims"] = dict(found.claims)
-    keys: Report = {"source": source.keys.source}
+    keys: WhoamiReport = {"source": source.keys.source}
     if source.keys.fetched_s is not None:
         age_s = max(0, round(time.time() - source.keys.fetched_s))
         keys |= {"fetched": utc(source.keys.fetched_s), "age_seconds": age_s}
@@ -104,7 +104,7 @@ def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> R
     return report | {"token": token, "keys": keys, "problems": problems, "warnings": [*warnings, *report["warnings"]]}
 
 
-def _rows(report: Report) -> Iterator[tuple[str, str]]:
+def _rows(report: WhoamiReport) -> Iterator[tuple[str, str]]:
     """The lines of the report, each a name and a text."""
     for key in ("user", "agent"):
         if key in report:
@@ -133,7 +133,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
         yield "warning", warning
 
 
-def _show(report: Report) -> None:
+def _show(report: WhoamiReport) -> None:
     """Print two columns within the terminal's width, or plain lines in a pipe."""
     rows = list(_rows(report))
     if not sys.stdout.isatty():

@@ -37,11 +37,11 @@ class Location(NamedTuple):
     dialect: Dialect
 
 
-Form = Callable[[str], dict[str, Any]]
+HookForm = Callable[[str], dict[str, Any]]
 """Makes the entry of a hook from its command line."""
 
 
-class Event(NamedTuple):
+class HookEvent(NamedTuple):
     """An event for which a client runs a hook.
 
     Attributes:
@@ -54,8 +54,8 @@ class Event(NamedTuple):
     """
 
     name: str
-    form: Form
-    note: Form | None = None
+    form: HookForm
+    note: HookForm | None = None
     closed: tuple[tuple[str, str], ...] = ()
     decides: bool = True
 
@@ -78,7 +78,7 @@ class Hook(NamedTuple):
 
     user: str
     project: str
-    events: tuple[Event, ...]
+    events: tuple[HookEvent, ...]
     after: str = ""
     version: int | None = None
     misses: str = ""
@@ -92,7 +92,7 @@ class Hook(NamedTuple):
         return tuple(event.name for event in self.events)
 
     @property
-    def deciding(self) -> Event:
+    def deciding(self) -> HookEvent:
         """The event that shows the calls of MCP servers."""
         return next(event for event in self.events if event.decides)
 
@@ -148,7 +148,7 @@ class Client(NamedTuple):
     fills: bool = False
 
 
-def _group(matcher: str, timeout: int = 5) -> Form:
+def _group(matcher: str, timeout: int = 5) -> HookForm:
     """The form of Claude Code, which others have taken over."""
     return lambda line: {"matcher": matcher, "hooks": [{"type": "command", "command": line, "timeout": timeout}]}
 
@@ -223,7 +223,7 @@ CLIENTS: Final = (
         Hook(
             "{claude_folder}/settings.json",
             "{project}/.claude/settings.local.json",
-            (Event("PreToolUse", _ALL, _MCP, (("onFailure", "block"),)), Event("PostToolUseFailure", _ALL)),
+            (HookEvent("PreToolUse", _ALL, _MCP, (("onFailure", "block"),)), HookEvent("PostToolUseFailure", _ALL)),
             off=(
                 "{claude_folder}/settings.json | disableAllHooks | true",
                 "{project}/.claude/settings.json | disableAllHooks | true",
@@ -252,7 +252,7 @@ CLIENTS: Final = (
         Hook(
             "{codex}/hooks.json",
             "{project}/.codex/hooks.json",
-            (Event("PreToolUse", _ALL, _MCP),),
+            (HookEvent("PreToolUse", _ALL, _MCP),),
             "start a new session, enter /hooks, and trust the hook",
             misses="hosted web search",
             off=(
@@ -281,8 +281,8 @@ CLIENTS: Final = (
             "{home}/.cursor/hooks.json",
             "{project}/.cursor/hooks.json",
             (
-                Event("beforeMCPExecution", lambda line: {"command": line, "timeout": 5}),
-                Event("preToolUse", lambda line: {"matcher": "^(?!MCP:)", "command": line, "timeout": 5}),
+                HookEvent("beforeMCPExecution", lambda line: {"command": line, "timeout": 5}),
+                HookEvent("preToolUse", lambda line: {"matcher": "^(?!MCP:)", "command": line, "timeout": 5}),
             ),
             "nothing: Cursor reads the file when it changes",
             version=1,
@@ -327,9 +327,9 @@ CLIENTS: Final = (
             "{copilot}/hooks/mcpguard.json",
             "{project}/.github/hooks/mcpguard.json",
             (
-                Event("preMcpToolCall", _copilot_hook, _copilot_hook, decides=False),
-                Event("preToolUse", _copilot_hook),
-                Event("postToolUseFailure", _copilot_hook),
+                HookEvent("preMcpToolCall", _copilot_hook, _copilot_hook, decides=False),
+                HookEvent("preToolUse", _copilot_hook),
+                HookEvent("postToolUseFailure", _copilot_hook),
             ),
             version=1,
             off=("{copilot}/settings.json | disableAllHooks | true", "{copilot}/config.json | disableAllHooks | true"),
@@ -367,7 +367,7 @@ CLIENTS: Final = (
         Hook(
             "{home}/.gemini/settings.json",
             "{project}/.gemini/settings.json",
-            (Event("BeforeTool", _ALL_MS), Event("AfterTool", _ALL_MS)),
+            (HookEvent("BeforeTool", _ALL_MS), HookEvent("AfterTool", _ALL_MS)),
             "restart Gemini CLI",
             off=(
                 "{home}/.gemini/settings.json | hooksConfig | enabled | false",

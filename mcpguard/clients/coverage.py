@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mcpguard.clients.catalog import Client
-from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, entries_of, hook_files, is_used, read, sources
+from mcpguard.clients.discovery import FileFault, HookFile, Machine, Source, entries_of, hook_files, is_used, read, sources
 from mcpguard.clients.entries import Entry
-from mcpguard.clients.guards import Guard, Guards
+from mcpguard.clients.guards import Guards, NamedGuard
 from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect
@@ -34,7 +34,7 @@ COUNTED: Final = (GUARDED, BY_HOOK, UNCHECKED, UNGUARDED)
 _BY_HAND: Final = "add its command to the client's own file, switch it off here, then run mcpguard install {}"
 
 
-class Server(NamedTuple):
+class CoveredServer(NamedTuple):
     """A server of a client's file, and whether mcpguard limits its calls.
 
     Attributes:
@@ -45,7 +45,7 @@ class Server(NamedTuple):
     """
 
     entry: Entry
-    guard: Guard | None
+    guard: NamedGuard | None
     state: str
     fix: str
 
@@ -69,11 +69,11 @@ class Coverage:
         """The files of clients, and of plugins."""
         return [*sources(self._machine, project=project), *plugin_sources(self._machine, project)]
 
-    def servers(self, source: Source) -> list[Server]:
+    def servers(self, source: Source) -> list[CoveredServer]:
         """The servers of a file. They are counted.
 
         Raises:
-            Fault: The file cannot be read, also not by the client.
+            FileFault: The file cannot be read, also not by the client.
         """
         entries = entries_of(source, self._read(source.file))
         entries = [of_plugin(self._machine, source, entry) for entry in entries] if source.plugin else entries
@@ -83,12 +83,12 @@ class Coverage:
             self._states.setdefault(key, []).append((self._is_used(source.client), one.state))
         return found
 
-    def _server(self, source: Source, entry: Entry) -> Server:
+    def _server(self, source: Source, entry: Entry) -> CoveredServer:
         guard = self.guards.of_entry(source, entry.guard[0]) if entry.guard else None
         state = self._state(source, entry, guard)
-        return Server(entry, guard, state, self._fix(source, entry) if state == UNGUARDED else "")
+        return CoveredServer(entry, guard, state, self._fix(source, entry) if state == UNGUARDED else "")
 
-    def _state(self, source: Source, entry: Entry, guard: Guard | None) -> str:
+    def _state(self, source: Source, entry: Entry, guard: NamedGuard | None) -> str:
         if entry.kind not in ("stdio", "remote") and not entry.may_start:
             return entry.kind
         if guard is not None and guard.holds:
@@ -132,7 +132,7 @@ class Coverage:
         """
         try:
             asks = deciding(place)
-        except Fault:
+        except FileFault:
             return ""
         if not any(guard_of(one.command, self.guards, place.project).state == "known" for one in asks):
             return ""
@@ -210,5 +210,5 @@ def _has_hook(machine: Machine, client: Client) -> bool:
     """Whether a hook is there. A file that cannot be read counts as one that has it: `doctor` reports it."""
     try:
         return any(ours(one) for project in (None, machine.project) for one in hook_files(machine, [client], project))
-    except Fault:
+    except FileFault:
         return True

@@ -159,7 +159,7 @@ class HookFile(NamedTuple):
     project: Path | None
 
 
-class Fault(McpguardError):
+class FileFault(McpguardError):
     """A file of a client cannot be used."""
 
 
@@ -234,7 +234,7 @@ def content_of(file: Path) -> Any:
     """The value of a JSON or TOML file of a client; None if it cannot be read."""
     try:
         return plain(parsed(read(file), Dialect.TOML if file.suffix == ".toml" else Dialect.JSONC).root)
-    except (Fault, Unreadable):
+    except (FileFault, Unreadable):
         return None
 
 
@@ -255,16 +255,16 @@ def read(file: Path) -> bytes:
     """Read a client's file.
 
     Raises:
-        Fault: It cannot be read.
+        FileFault: It cannot be read.
     """
     try:
         data = read_at_once(file, MAX_BYTES + 1)
     except OSError as error:
-        raise Fault(f"{file}: cannot be read: {error.strerror or error}", _hint(file)) from error
+        raise FileFault(f"{file}: cannot be read: {error.strerror or error}", _hint(file)) from error
     except ValueError as error:  # a plugin names it, with a U+0000 or half a character
-        raise Fault(f"{os.fspath(file)!a}: not a path") from error
+        raise FileFault(f"{os.fspath(file)!a}: not a path") from error
     if len(data) > MAX_BYTES:
-        raise Fault(f"{file}: over {MAX_BYTES >> 20} MiB", "check that it is the client's file")
+        raise FileFault(f"{file}: over {MAX_BYTES >> 20} MiB", "check that it is the client's file")
     return data
 
 
@@ -281,7 +281,7 @@ def entries_of(source: Source, data: bytes) -> list[Entry]:
     """The servers in a client's file.
 
     Raises:
-        Fault: The client cannot read the file either.
+        FileFault: The client cannot read the file either.
     """
     try:
         return entries(data, source.layout, source.dialect)
@@ -293,12 +293,12 @@ def readable_entries(source: Source) -> list[Entry]:
     """The servers in a client's file; none if it cannot be read."""
     try:
         return entries_of(source, read(source.file))
-    except Fault:
+    except FileFault:
         return []
 
 
-def unreadable(file: Path, error: Unreadable) -> Fault:
+def unreadable(file: Path, error: Unreadable) -> FileFault:
     """The fault for a file that does not parse, or that cannot be edited."""
     if not error.line:
-        return Fault(redacted(f"{file}: {error.message}"), error.hint)
-    return Fault(redacted(f"{file}:{error.line}:{error.column}: {error.message}"), "fix the file, then run this again")
+        return FileFault(redacted(f"{file}: {error.message}"), error.hint)
+    return FileFault(redacted(f"{file}:{error.line}:{error.column}: {error.message}"), "fix the file, then run this again")

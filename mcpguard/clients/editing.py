@@ -24,7 +24,7 @@ from mcpguard.documents.model import Array, Object, Unreadable, plain
 from mcpguard.light_typing import Any, Final, NamedTuple
 
 
-class Edit(NamedTuple):
+class EntryEdit(NamedTuple):
     """What the guard of a server becomes. It must be a stdio server.
 
     Attributes:
@@ -52,7 +52,7 @@ class Edited(NamedTuple):
     """
 
     data: bytes
-    done: frozenset[Edit]
+    done: frozenset[EntryEdit]
     faults: tuple[Unreadable, ...]
 
 
@@ -60,7 +60,7 @@ _MAX_TRIES: Final = 64
 """How many groups of edits are tried if not all can be made. To find one in a thousand takes 20, and each parses the file."""
 
 
-def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
+def edited(data: bytes, dialect: Dialect, edits: Collection[EntryEdit]) -> Edited:
     """Edit servers. The time is proportional to the size of the file.
 
     Raises:
@@ -74,9 +74,9 @@ def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
     return Edited(_after(document, done), frozenset(done), tuple(faults))
 
 
-def _possible(document: Document, starts: dict[Edit, Start]) -> tuple[dict[Edit, Start], list[Unreadable]]:
+def _possible(document: Document, starts: dict[EntryEdit, Start]) -> tuple[dict[EntryEdit, Start], list[Unreadable]]:
     """The edits that can be made, and why the others cannot. Those that are left after `_MAX_TRIES` are not made."""
-    done: dict[Edit, Start] = {}
+    done: dict[EntryEdit, Start] = {}
     faults: list[Unreadable] = []
     waiting = [list(starts)]
     for _ in range(_MAX_TRIES):
@@ -96,11 +96,11 @@ def _possible(document: Document, starts: dict[Edit, Start]) -> tuple[dict[Edit,
     return done, faults
 
 
-def _after(document: Document, starts: Mapping[Edit, Start]) -> bytes:
+def _after(document: Document, starts: Mapping[EntryEdit, Start]) -> bytes:
     return document.after(splice for edit, start in starts.items() for splice in _splices(document, edit, start))
 
 
-def _splices(document: Document, edit: Edit, start: Start) -> list[Splice]:
+def _splices(document: Document, edit: EntryEdit, start: Start) -> list[Splice]:
     if not edit.guard:
         return _removal(document, start, edit.layout, drop_empty=edit.drop_empty_args)
     if start.guard:
@@ -142,14 +142,14 @@ def _without_guard(document: Document, start: Start, array: Array, key: str, *, 
     return (drop_empty and not has_comments and without_member(document, start.holder, member)) or [splice]
 
 
-def _starts(document: Document, edits: Collection[Edit]) -> dict[Edit, Start]:
+def _starts(document: Document, edits: Collection[EntryEdit]) -> dict[EntryEdit, Start]:
     """The places of the commands that are edited.
 
     Raises:
         LookupError: There is no stdio server of this name.
     """
     servers = {layout: dict(servers_of(document, layout)) for layout in {edit.layout for edit in edits}}
-    found: dict[Edit, Start] = {}
+    found: dict[EntryEdit, Start] = {}
     for edit in edits:
         node = servers[edit.layout].get(edit.name)
         start = start_of(document, edit.layout, node) if isinstance(node, Object) else None
@@ -159,7 +159,7 @@ def _starts(document: Document, edits: Collection[Edit]) -> dict[Edit, Start]:
     return found
 
 
-def _fault(document: Document, starts: Mapping[Edit, Start]) -> Unreadable | None:
+def _fault(document: Document, starts: Mapping[EntryEdit, Start]) -> Unreadable | None:
     """Why edits would not have the intended effect, or have another one; None if all is well."""
     try:
         new = _after(document, starts)
@@ -174,13 +174,15 @@ def _fault(document: Document, starts: Mapping[Edit, Start]) -> Unreadable | Non
     return _uneditable(document, starts)
 
 
-def _words_after(edit: Edit, start: Start) -> tuple[str, ...]:
+def _words_after(edit: EntryEdit, start: Start) -> tuple[str, ...]:
     if edit.guard and start.guard:
         return (edit.guard[0], *start.words[1:])
     return (*edit.guard, *start.words[start.guard :])
 
 
-def _can_be_undone(document: Document, starts: Mapping[Edit, Start], after: Document, now: Mapping[Edit, Start]) -> bool:
+def _can_be_undone(
+    document: Document, starts: Mapping[EntryEdit, Start], after: Document, now: Mapping[EntryEdit, Start]
+) -> bool:
     """Whether the opposite edits give the old file back. A removal need not be undone."""
     splices: list[Splice] = []
     for edit, start in starts.items():
@@ -194,13 +196,13 @@ def _can_be_undone(document: Document, starts: Mapping[Edit, Start], after: Docu
     return spliced(after.text, splices) == document.text
 
 
-def _uneditable(document: Document, starts: Mapping[Edit, Start]) -> Unreadable:
+def _uneditable(document: Document, starts: Mapping[EntryEdit, Start]) -> Unreadable:
     names = ", ".join(edit.name for edit in starts)
     what = f"the server{'s' if len(starts) > 1 else ''} {names} cannot be edited in place"
     return document.unreadable(what, min(start.command.start for start in starts.values()))
 
 
-def _rest(document: Document, starts: Mapping[Edit, Start]) -> Any:
+def _rest(document: Document, starts: Mapping[EntryEdit, Start]) -> Any:
     """The values of a document without the commands and the arguments of servers."""
     keys = [(start, key) for edit, start in starts.items() for key in (edit.layout.command, edit.layout.args) if key]
     return plain(document.root, {id(start.holder.member(key)) for start, key in keys})

@@ -20,7 +20,7 @@ _PACKAGES: Final = ("lib/python*/*-packages", "Lib/site-packages", "site-package
 """Where an environment keeps its packages, from the folder above that of its programs: on POSIX, and twice on Windows."""
 
 
-class Guard(NamedTuple):
+class NamedGuard(NamedTuple):
     """What is known of an mcpguard that a file names.
 
     Attributes:
@@ -62,7 +62,7 @@ class Guards:
         self.own = own_program(environ)
         self.examine = functools.cache(self._examine)  # many entries name the same program
 
-    def of_entry(self, source: Source, program: str) -> Guard:
+    def of_entry(self, source: Source, program: str) -> NamedGuard:
         """The guard of an entry.
 
         Args:
@@ -70,12 +70,12 @@ class Guards:
             program: The entry's first word.
         """
         if source.is_of_container:
-            return Guard("unseen", "its mcpguard is in the container, so it is not checked from here")
+            return NamedGuard("unseen", "its mcpguard is in the container, so it is not checked from here")
         begins_anywhere = is_relative(program) and source.start == Path()
         start = None if may_vary(program) or begins_anywhere else source.start
         return self.examine(program, start, is_of_project=source.folder is not None)
 
-    def _examine(self, program: str, start: Path | None, *, is_of_project: bool) -> Guard:
+    def _examine(self, program: str, start: Path | None, *, is_of_project: bool) -> NamedGuard:
         """What is known of a program.
 
         Args:
@@ -85,23 +85,27 @@ class Guards:
         """
         is_foreign = is_of_project or (is_relative(program) and not may_vary(program))  # a relative path leads into a project
         if start is None:
-            return Guard("unseen", f"only the client knows where its mcpguard is: {program}") if is_foreign else Guard("known")
+            return (
+                NamedGuard("unseen", f"only the client knows where its mcpguard is: {program}")
+                if is_foreign
+                else NamedGuard("known")
+            )
         file = find(program, self._environ, start)
         file = file and file.absolute()
         if file is not None and file == self.own:
-            return Guard("known", file=file, version=__version__)
+            return NamedGuard("known", file=file, version=__version__)
         if reason := changeable(file or program) if file or os.path.isabs(program) else "":  # noqa: PTH117
             may = "change" if file else "create"
-            return Guard("unsafe", f"other accounts may {may} its mcpguard {file or program}: {reason}", file)
+            return NamedGuard("unsafe", f"other accounts may {may} its mcpguard {file or program}: {reason}", file)
         if file is None:
-            return Guard("missing", f"its mcpguard is missing: {program}")
+            return NamedGuard("missing", f"its mcpguard is missing: {program}")
         if self.own and is_same(file, self.own):
-            return Guard("known", file=file, version=__version__)
+            return NamedGuard("known", file=file, version=__version__)
         if is_foreign and not any(is_same(file, other) for other in self._on_path):
-            return Guard(
+            return NamedGuard(
                 "unsafe", f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {file}", file
             )
-        return Guard("known", file=file, version=version_of(file))
+        return NamedGuard("known", file=file, version=version_of(file))
 
     @functools.cached_property
     def _on_path(self) -> list[str]:

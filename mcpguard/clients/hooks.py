@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mcpguard.clients.catalog import Client, Event, Form, Hook
-from mcpguard.clients.discovery import Fault, HookFile, Machine, content_of, hook_files, may_exist, off_by, read, unreadable
-from mcpguard.clients.guards import Guard, Guards
+from mcpguard.clients.catalog import Client, Hook, HookEvent, HookForm
+from mcpguard.clients.discovery import FileFault, HookFile, Machine, content_of, hook_files, may_exist, off_by, read, unreadable
+from mcpguard.clients.guards import Guards, NamedGuard
 from mcpguard.clients.launcher import Launcher, is_same, may_vary, program_of, words_of
-from mcpguard.clients.plan import HookOutcome, Plan
+from mcpguard.clients.plan import ChangePlan, HookOutcome
 from mcpguard.documents.document import Document, Splice, appended, encoded, is_blank, quoted, removed
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
@@ -64,7 +64,7 @@ def ours(place: HookFile) -> list[Ours]:
     """The hooks of mcpguard in a client's file. A missing file has none.
 
     Raises:
-        Fault: The file cannot be read.
+        FileFault: The file cannot be read.
     """
     try:
         return hooks_in(read(place.file) if may_exist(place.file) else b"", place.hook)
@@ -107,12 +107,12 @@ def deciding(place: HookFile) -> list[Ours]:
     """The deciding hooks in a file, for the event that shows the calls of servers.
 
     Raises:
-        Fault: The file cannot be read.
+        FileFault: The file cannot be read.
     """
     return [one for one in ours(place) if one.event == place.hook.deciding.name and one.decides]
 
 
-def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
+def guard_of(command: str, guards: Guards, project: Path | None) -> NamedGuard:
     """The mcpguard of a hook's command line.
 
     A path with a variable is known only to the client. So is a name after another command, such as `uvx`, which finds it. A
@@ -129,7 +129,7 @@ def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
     start = None if is_found_by_another or may_vary(program) else project or Path()
     found = guards.examine(os.path.expanduser(program), start, is_of_project=project is not None)  # noqa: PTH111
     if project and found.state == "known" and (before or not _ONE_COMMAND.fullmatch(command)):
-        return Guard("unseen", "its command line may start more than mcpguard")
+        return NamedGuard("unseen", "its command line may start more than mcpguard")
     return found
 
 
@@ -142,7 +142,7 @@ def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple
         folder: The project in which the client runs; None if it runs elsewhere.
 
     Raises:
-        Fault: The file cannot be read.
+        FileFault: The file cannot be read.
     """
     client, hook = place.client, place.hook
     for switch in hook.off:
@@ -191,7 +191,7 @@ def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:
 
 
 def plan_hooks(
-    plan: Plan, clients: Iterable[Client], project: Path | None, launcher: Launcher | None,
+    plan: ChangePlan, clients: Iterable[Client], project: Path | None, launcher: Launcher | None,
     *, decide: bool = False, fail_closed: bool = False,
 ) -> None:  # fmt: skip
     """Plan to add the hooks of clients, or to remove them, with files that hold nothing else.
@@ -214,7 +214,9 @@ def plan_hooks(
         with plan.noting_faults(place.file):
             if launcher and decide and (other := _decides_elsewhere(plan.machine, place)):
                 hint = "one is enough; to have it here, remove it there first"
-                raise Fault(f"{place.file}: no hook is added: {other} has a deciding one, and calls would count twice", hint)
+                raise FileFault(
+                    f"{place.file}: no hook is added: {other} has a deciding one, and calls would count twice", hint
+                )
             data = plan.content(place.file)
             found = {one.command: guard_of(one.command, guards, project) for one in hooks_in(data, place.hook)}
             if launcher:
@@ -227,20 +229,20 @@ def plan_hooks(
 
 def _decides_elsewhere(machine: Machine, place: HookFile) -> Path | None:
     """The account's file with a deciding hook, if a project's is changed, or that of the project in the working folder."""
-    with contextlib.suppress(Fault):  # the client cannot read the file either
+    with contextlib.suppress(FileFault):  # the client cannot read the file either
         for other in hook_files(machine, [place.client], None if place.project else machine.project):
             return other.file if deciding(other) and not is_same(other.file, place.file) else None
     return None
 
 
 def _added_to(
-    plan: Plan, place: HookFile, found: Mapping[str, Guard], launcher: Launcher, *, decide: bool, fail_closed: bool
+    plan: ChangePlan, place: HookFile, found: Mapping[str, NamedGuard], launcher: Launcher, *, decide: bool, fail_closed: bool
 ) -> HookOutcome:
     """Plan to add a hook to a file with these command lines of mcpguard's, or to mend them."""
     client, hook = place.client, place.hook
     if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
         hint = f"write {launcher.program} in its place in the file"
-        raise Fault(f"{place.file}: the hook is not changed: {unsafe[0].fault}", hint)
+        raise FileFault(f"{place.file}: the hook is not changed: {unsafe[0].fault}", hint)
     mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
     old = plan.content(place.file) if may_exist(place.file) else None
     new = _with_commands(old, hook, mended) if old and mended else old
@@ -264,7 +266,7 @@ def _added_to(
     return HookOutcome(place, text, hook.after or client.after)
 
 
-def _filled(form: Form, command: str, closed: Mapping[str, str]) -> dict[str, Any]:
+def _filled(form: HookForm, command: str, closed: Mapping[str, str]) -> dict[str, Any]:
     """The entry of a hook, with `closed` beside its command line."""
     entry = form(command)
     for handler in entry.get("hooks", [entry]):
@@ -272,11 +274,11 @@ def _filled(form: Form, command: str, closed: Mapping[str, str]) -> dict[str, An
     return entry
 
 
-def _deciding(data: bytes, place: HookFile, event: Event, launcher: Launcher, closed: Mapping[str, str]) -> bytes:
+def _deciding(data: bytes, place: HookFile, event: HookEvent, launcher: Launcher, closed: Mapping[str, str]) -> bytes:
     """Make the hook of an event the deciding one, in its place.
 
     Raises:
-        Fault: There are several, or it shares its entry with other hooks.
+        FileFault: There are several, or it shares its entry with other hooks.
     """
     document = parsed(data, place.hook.dialect)
     found = [one for one in _ours(document.root, place.hook) if one.event == event.name]
@@ -286,7 +288,7 @@ def _deciding(data: bytes, place: HookFile, event: Event, launcher: Launcher, cl
         return data
     if others or node is not entry:
         hint = "leave one hook of mcpguard in the file, in an entry of its own, then run this again"
-        raise Fault(f"{place.file}: the hook is not changed: it is there more than once, or beside other hooks", hint)
+        raise FileFault(f"{place.file}: the hook is not changed: it is there more than once, or beside other hooks", hint)
     line = launcher.hook(place.client.key, found[0].command, decides=True)
     text = json.dumps(_filled(event.form, line, closed), indent=_unit(document), ensure_ascii=False)
     gap = document.line_break(node.start) + document.indentation(node.start)

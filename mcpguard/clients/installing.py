@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from mcpguard.clients.discovery import Fault, Source, entries_of
-from mcpguard.clients.editing import Edit, edited
+from mcpguard.clients.discovery import FileFault, Source, entries_of
+from mcpguard.clients.editing import EntryEdit, edited
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import Launcher, is_same
-from mcpguard.clients.plan import Outcome, Plan, real, record_of
+from mcpguard.clients.plan import ChangePlan, EntryOutcome, real, record_of
 from mcpguard.clients.rewriting import bridged, plan_plugins, undone
 from mcpguard.documents.document import quoted
 from mcpguard.documents.document import read as parsed
@@ -55,7 +55,7 @@ _ENV: Final = re.compile(rb"#! */usr/bin/env (?:-S )?([\w.+-]+)")
 
 
 def plan_servers(
-    plan: Plan, sources: Iterable[Source], servers: frozenset[str], launcher: Launcher | None, *, bridge: bool = False
+    plan: ChangePlan, sources: Iterable[Source], servers: frozenset[str], launcher: Launcher | None, *, bridge: bool = False
 ) -> None:
     """Plan to edit the entries of servers, all of a file at once. What cannot be done is a fault of the plan.
 
@@ -71,7 +71,7 @@ def plan_servers(
     for source in sources:
         files.setdefault(real(source.file), []).append(source)
     for group in files.values():
-        outcomes: list[Outcome] = []
+        outcomes: list[EntryOutcome] = []
         for source in group:
             with plan.noting_faults(source.file):
                 if launcher and source.client.key == "codex" and not source.folder:
@@ -88,9 +88,9 @@ def plan_servers(
         _edit(plan, outcomes)
 
 
-def _edit(plan: Plan, outcomes: Sequence[Outcome]) -> None:
+def _edit(plan: ChangePlan, outcomes: Sequence[EntryOutcome]) -> None:
     """Plan the edits of a file. Clients that share it want the same ones; the first of them has the strictest dialect."""
-    done: Collection[Edit] = ()
+    done: Collection[EntryEdit] = ()
     edits = list(dict.fromkeys(one.edit for one in outcomes if one.edit))
     for source in [one.source for one in outcomes if one.edit][:1]:
         with plan.noting_faults(source.file):
@@ -106,43 +106,43 @@ def _edit(plan: Plan, outcomes: Sequence[Outcome]) -> None:
             plan.note(record_of(one.source, one.server), holds=bool(one.edit.guard and one.edit.drop_empty_args))
 
 
-def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None, guards: Guards) -> Outcome:
+def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher | None, guards: Guards) -> EntryOutcome:
     if entry.guard is None and launcher:
         return _guarded(plan, source, entry, launcher)
     if entry.guard is None:
         starts = entry.starts_mcpguard
-        return Outcome(source, entry, "leave" if starts else "keep", OWN_COMMAND if starts else "")
+        return EntryOutcome(source, entry, "leave" if starts else "keep", OWN_COMMAND if starts else "")
     if launcher is None:
         if undone(plan, source, entry):
-            return Outcome(source, entry, "unguard")
-        edit = Edit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
-        return Outcome(source, entry, "unguard", edit=edit)
+            return EntryOutcome(source, entry, "unguard")
+        edit = EntryEdit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
+        return EntryOutcome(source, entry, "unguard", edit=edit)
     guard = guards.of_entry(source, entry.guard[0])
     if guard.is_gone:
         for record in plan.rewritten(source, entry.name):
             plan.note(record, holds=False)
             new = record.new.replace(quoted(entry.guard[0]), quoted(launcher.program))
             plan.note(record._replace(new=new), holds=True)
-        edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
-        return Outcome(source, entry, "mend", f"{entry.guard[0]} is gone", edit)
+        edit = EntryEdit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
+        return EntryOutcome(source, entry, "mend", f"{entry.guard[0]} is gone", edit)
     if guard.state == "unsafe" and entry.kind == "stdio":  # it guards nothing
         hint = f"write {launcher.program} in its place in the file"
-        raise Fault(f"{source.file}: {entry.name}: not changed: {guard.fault}", hint)
-    return Outcome(source, entry, "keep")
+        raise FileFault(f"{source.file}: {entry.name}: not changed: {guard.fault}", hint)
+    return EntryOutcome(source, entry, "keep")
 
 
-def _guarded(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
+def _guarded(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher) -> EntryOutcome:
     if entry.may_start:
-        raise Fault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
+        raise FileFault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
     left = entry.detail if entry.kind == "faulty" else _LEFT.get(entry.kind, "" if entry.name else "it has no name")
     if left or entry.starts_mcpguard:
-        return Outcome(source, entry, "leave", left or OWN_COMMAND)
+        return EntryOutcome(source, entry, "leave", left or OWN_COMMAND)
     if entry.is_sandboxed and not _may_write(plan.content(source.file), source, plan.state):
         hint = f"add {plan.state} to sandbox.filesystem.allowWrite in this file, or remove sandboxEnabled"
-        raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
+        raise FileFault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     remark = "it starts in the container, where mcpguard must have the same path" if source.is_of_container else ""
-    edit = Edit(source.layout, entry.name, launcher.words(entry.name), drop_empty_args=not entry.has_args)
-    return Outcome(source, entry, "guard", remark, edit)
+    edit = EntryEdit(source.layout, entry.name, launcher.words(entry.name), drop_empty_args=not entry.has_args)
+    return EntryOutcome(source, entry, "guard", remark, edit)
 
 
 def _may_write(data: bytes, source: Source, state: Path) -> bool:
@@ -155,7 +155,7 @@ def _may_write(data: bytes, source: Source, state: Path) -> bool:
     return any(is_same(folder, part) for folder in folders for part in (state, *state.parents))
 
 
-def short_path_warnings(plan: Plan) -> Iterator[str]:
+def short_path_warnings(plan: ChangePlan) -> Iterator[str]:
     """A warning for each command of a newly guarded server that an app on macOS may not find: it is not on the short `PATH`."""
     machine = plan.machine
     if machine.system != "darwin":

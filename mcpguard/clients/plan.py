@@ -4,9 +4,9 @@ A file has its old bytes or its new bytes, whenever the process is killed. Befor
 folder of the backups. Only this account can read that folder, because clients' files hold keys of servers. A backup is never
 overwritten and never deleted.
 
-`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
-those that were rewritten, and files made for them. Without it, `uninstall` leaves an empty list or file, or what was written
-without mcpguard.
+`installed.json` in mcpguard's state folder is a list of objects with the members of `UndoRecord`: the entries that had no
+`args`, those that were rewritten, and files made for them. Without it, `uninstall` leaves an empty list or file, or what was
+written without mcpguard.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from mcpguard import whole_files
 from mcpguard.clients.catalog import CLIENTS, Client
-from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, may_exist, read, sources, unreadable
-from mcpguard.clients.editing import Edit
+from mcpguard.clients.discovery import FileFault, HookFile, Machine, Source, may_exist, read, sources, unreadable
+from mcpguard.clients.editing import EntryEdit
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.launcher import is_same
 from mcpguard.documents.document import Dialect
@@ -41,7 +41,7 @@ TIMEOUT_S: Final = 5.0
 real: Final = os.path.realpath
 
 
-class Outcome(NamedTuple):
+class EntryOutcome(NamedTuple):
     """What happens to a server.
 
     Attributes:
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     entry: Entry
     action: str
     detail: str = ""
-    edit: Edit | None = None
+    edit: EntryEdit | None = None
 
     @property
     def server(self) -> str:
@@ -94,7 +94,7 @@ class Change(NamedTuple):
     dialect: Dialect = Dialect.JSON
 
 
-class Record(NamedTuple):
+class UndoRecord(NamedTuple):
     """An entry that had no `args`, or that was rewritten, or a file that was made for such entries.
 
     Attributes:
@@ -110,17 +110,19 @@ class Record(NamedTuple):
     new: str = ""
 
 
-def load(state: Path) -> set[Record]:
+def load(state: Path) -> set[UndoRecord]:
     """The records. A missing or damaged file has none."""
     try:
         found = json.loads(read_at_once(state / NAME))
         texts = [(str(one.get("old", "")), str(one.get("new", ""))) for one in found]
-        return {Record(str(one["file"]), tuple(map(str, one["keys"])), *more) for one, more in zip(found, texts, strict=True)}
+        return {
+            UndoRecord(str(one["file"]), tuple(map(str, one["keys"])), *more) for one, more in zip(found, texts, strict=True)
+        }
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return set()
 
 
-def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] = frozenset()) -> None:
+def save(state: Path, *, added: Set[UndoRecord] = frozenset(), dropped: Set[UndoRecord] = frozenset()) -> None:
     """Add records and drop records. The others stay, also those that another command has added meanwhile.
 
     Raises:
@@ -134,7 +136,7 @@ def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] 
         whole_files.write(path, json.dumps([one._asdict() for one in sorted(new)], indent=1).encode() + b"\n")
 
 
-class Plan:
+class ChangePlan:
     """Changes of files that are not written yet.
 
     Args:
@@ -151,7 +153,7 @@ class Plan:
     """
 
     def __init__(self, state: Path, machine: Machine) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[EntryOutcome] = []
         self.hooks: list[HookOutcome] = []
         self.faults: list[McpguardError] = []
         self.servers: set[str] = set()
@@ -161,13 +163,13 @@ class Plan:
         self._rewriters = {real(source.file): source.client for source in rewritten}  # others may read the file through a link
         self._files: dict[str, Change] = {}
         self._records = load(state)
-        self._notes: dict[Record, bool] = {}
+        self._notes: dict[UndoRecord, bool] = {}
 
     def content(self, file: Path) -> bytes:
         """A file's content with the changes so far. It is read once. A missing file has none.
 
         Raises:
-            Fault: The file cannot be read.
+            FileFault: The file cannot be read.
         """
         key = self._key(file)
         if key not in self._files:
@@ -179,12 +181,12 @@ class Plan:
         """Change a file, create it, or with None remove it.
 
         Raises:
-            Fault: A client is running that would undo the change.
+            FileFault: A client is running that would undo the change.
         """
         client = next((client for other, client in self._rewriters.items() if is_same(other, file)), None)
         if client and is_running(client):
             hint = f"quit {client.title}, also in the tray, then run this again"
-            raise Fault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
+            raise FileFault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
         self.content(file)
         key = self._key(file)
         self._files[key] = self._files[key]._replace(new=new, dialect=dialect)
@@ -210,28 +212,28 @@ class Plan:
         """Note what the block could not do with a file."""
         try:
             yield
-        except (Unreadable, Fault) as error:
+        except (Unreadable, FileFault) as error:
             self.note_fault(file, error)
 
-    def note_fault(self, file: Path, error: Unreadable | Fault) -> None:
+    def note_fault(self, file: Path, error: Unreadable | FileFault) -> None:
         """Note what could not be done with a file, once for all clients and scopes that share the file."""
         fault = unreadable(file, error) if isinstance(error, Unreadable) else error
         if all(fault.message != other.message for other in self.faults):
             self.faults.append(fault)
 
-    def note(self, record: Record, *, holds: bool) -> None:
+    def note(self, record: UndoRecord, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
         self._notes[record] = holds
 
-    def holds(self, record: Record) -> bool:
+    def holds(self, record: UndoRecord) -> bool:
         """Whether there is a record."""
         return any(one.keys == record.keys and is_same(one.file, record.file) for one in self._records)
 
-    def rewritten(self, source: Source, server: str) -> list[Record]:
+    def rewritten(self, source: Source, server: str) -> list[UndoRecord]:
         """The records of a rewritten entry. Others than the last are left of changes that somebody undid."""
         return [one for one in self._records if one.new and one[:2] == record_of(source, server)[:2]]
 
-    def apply(self) -> list[Fault]:
+    def apply(self) -> list[FileFault]:
         """Change the files, one after the other. What could not be done is no longer planned.
 
         Returns:
@@ -242,11 +244,11 @@ class Plan:
         """
         added = {record for record, holds in self._notes.items() if holds}
         save(self.state, added=added)  # first, so that a command that is killed leaves too many, not too few
-        faults: list[Fault] = []
+        faults: list[FileFault] = []
         for change in self.changes:
             try:
                 write(change, self.state / "backups")
-            except Fault as fault:
+            except FileFault as fault:
                 faults.append(fault)
                 self._drop(change.file)
         if not faults:
@@ -261,9 +263,9 @@ class Plan:
         self.hooks = [one for one in self.hooks if real(one.place.file) != real(file)]
 
 
-def record_of(source: Source, server: str) -> Record:
+def record_of(source: Source, server: str) -> UndoRecord:
     """The record of an entry that had no `args`."""
-    return Record(real(source.file), (*source.layout.path, server))
+    return UndoRecord(real(source.file), (*source.layout.path, server))
 
 
 def write(change: Change, backups: Path) -> None:
@@ -276,15 +278,15 @@ def write(change: Change, backups: Path) -> None:
         backups: The folder of the backups.
 
     Raises:
-        Fault: The file cannot be written, or its content is not `change.old`. It was left as it is. Or another program changed
-            it right afterwards.
+        FileFault: The file cannot be written, or its content is not `change.old`. It was left as it is. Or another program
+            changed it right afterwards.
     """
     file, old, new, _ = change
     target = Path(os.path.realpath(file))
 
     def check() -> None:
         if _content(target) != old or Path(os.path.realpath(file)) != target:
-            raise Fault(f"{file}: not changed, because another program has changed it just now", "run this again")
+            raise FileFault(f"{file}: not changed, because another program has changed it just now", "run this again")
 
     with _reported(file):
         if old is None:
@@ -304,7 +306,7 @@ def write(change: Change, backups: Path) -> None:
         if new is None:
             file.parent.rmdir()
         elif _content(target) != new:
-            raise Fault(f"{file}: another program has changed the file right afterwards", "quit it, then run this again")
+            raise FileFault(f"{file}: another program has changed the file right afterwards", "quit it, then run this again")
 
 
 @contextlib.contextmanager
@@ -313,7 +315,7 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "check that the file, its folder and mcpguard's own folder can be written to")
-        raise Fault(f"{path}: not changed: {error.strerror or error}", hint) from error
+        raise FileFault(f"{path}: not changed: {error.strerror or error}", hint) from error
 
 
 _HINTS: Final = {
@@ -340,7 +342,7 @@ def _save(path: Path, data: bytes, backups: Path) -> None:
     """Save a file's bytes in a new file with mode 0600, whose name has the time and the path.
 
     Raises:
-        Fault: The file cannot be saved.
+        FileFault: The file cannot be saved.
     """
     where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}-{where}"
@@ -349,7 +351,7 @@ def _save(path: Path, data: bytes, backups: Path) -> None:
         whole_files.replace(backups / name, data)
     except OSError as error:
         what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
-        raise Fault(what, "check that this folder can be written to, and that the disk is not full") from error
+        raise FileFault(what, "check that this folder can be written to, and that the disk is not full") from error
 
 
 def is_running(client: Client) -> bool:

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, may_exist, readable_entries
+from mcpguard.clients.discovery import FileFault, Source, content_of, entries_of, may_exist, readable_entries
 from mcpguard.clients.entries import ENV, URLS, Entry, holder_of, servers_of
 from mcpguard.clients.launcher import Launcher
-from mcpguard.clients.plan import Outcome, Plan, Record, real, record_of
+from mcpguard.clients.plan import ChangePlan, EntryOutcome, UndoRecord, real, record_of
 from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
@@ -32,11 +32,11 @@ _OF_CODEX: Final = ("env", "env_vars", "startup_timeout_sec", "tool_timeout_sec"
 """What an own entry takes over from a plugin's server, beside its command and its folder."""
 
 
-def bridged(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
+def bridged(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher) -> EntryOutcome:
     """Plan to start a remote server by `npx mcp-remote` through mcpguard. Headers go into variables, not on the command line.
 
     Raises:
-        Fault: Something of the entry cannot be carried over.
+        FileFault: Something of the entry cannot be carried over.
     """
     document = parsed(plan.content(source.file), source.dialect)
     whole = dict(servers_of(document, source.layout))[entry.name]
@@ -45,7 +45,7 @@ def bridged(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Out
     made = _made(source, plain(node), entry, launcher)
     if reason := _refusal(source, node, entry, made):
         hint = f"without it: mcpguard install {source.client.key} --enforce" if source.client.hook else "see the manual"
-        raise Fault(f"{source.file}: {entry.name}: no bridge: {reason}", hint)
+        raise FileFault(f"{source.file}: {entry.name}: no bridge: {reason}", hint)
     text, first, end = document.text, node.children[0].start, node.children[-1].end
     members = [_member(key, value, source.dialect) for key, value in made.items()]
     members += [text[child.start : child.end] for child in node.children if child.key not in (*_REPLACED, *made)]
@@ -54,10 +54,10 @@ def bridged(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Out
     new = (gap if node.is_block else f",{gap}").join(members)
     data = document.after([Splice(first, end, new)])
     if _others(parsed(data, source.dialect), source, entry) != _others(document, source, entry):
-        raise Fault(f"{source.file}: {entry.name}: no bridge: the entry cannot be edited in place")
+        raise FileFault(f"{source.file}: {entry.name}: no bridge: the entry cannot be edited in place")
     plan.put(source.file, data, source.dialect)
     plan.note(record_of(source, entry.name)._replace(old=text[first:end], new=new), holds=True)
-    return Outcome(source, entry, "guard", "its URL is reached through npx mcp-remote")
+    return EntryOutcome(source, entry, "guard", "its URL is reached through npx mcp-remote")
 
 
 def _made(source: Source, values: dict[str, Any], entry: Entry, launcher: Launcher) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _others(document: Document, source: Source, entry: Entry) -> dict[str, Any]:
     return {name: plain(node) for name, node in servers_of(document, source.layout) if name != entry.name}
 
 
-def restored(plan: Plan, source: Source, entry: Entry) -> bool:
+def restored(plan: ChangePlan, source: Source, entry: Entry) -> bool:
     """Plan to put the old text in place of what this module has written, unless it was changed since."""
     document = parsed(plan.content(source.file), source.dialect)
     start = dict(servers_of(document, source.layout))[entry.name].start
@@ -126,20 +126,20 @@ def restored(plan: Plan, source: Source, entry: Entry) -> bool:
     return False
 
 
-def undone(plan: Plan, source: Source, entry: Entry) -> bool:
+def undone(plan: ChangePlan, source: Source, entry: Entry) -> bool:
     """As `restored`. Plan also to remove a file that this module has made, if nothing else is in it."""
-    is_restored, made = restored(plan, source, entry), Record(real(source.file), ())
+    is_restored, made = restored(plan, source, entry), UndoRecord(real(source.file), ())
     if is_restored and plan.holds(made) and is_blank(plan.content(source.file)):
         plan.put(source.file, None, source.dialect)
         plan.note(made, holds=False)
     return is_restored
 
 
-def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: Launcher) -> Iterator[Outcome]:
+def plan_plugins(plan: ChangePlan, source: Source, servers: frozenset[str], launcher: Launcher) -> Iterator[EntryOutcome]:
     """Plan an own entry in Codex's file for each server that a plugin brings. One of an older version of the plugin is renewed.
 
     Raises:
-        Fault: The file cannot have one.
+        FileFault: The file cannot have one.
     """
     own, is_new = {one.name: one for one in entries_of(source, plan.content(source.file))}, not may_exist(source.file)
     for brought in plugin_sources(plan.machine):
@@ -154,15 +154,17 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
             if known and (known.own_words, known.cwd) == (new.own_words, new.cwd):
                 continue
             if known and not restored(plan, source, known):
-                raise Fault(f"{source.file}: {entry.name}: not changed: its entry was edited", "remove it, then run this again")
+                raise FileFault(
+                    f"{source.file}: {entry.name}: not changed: its entry was edited", "remove it, then run this again"
+                )
             old = plan.content(source.file)
             added = ("\n" if old else "") + ("" if old.endswith(b"\n") or not old else "\n") + block
             entries_of(source, old + encoded(added))
             plan.put(source.file, old + encoded(added), source.dialect)
             plan.note(record_of(source, entry.name)._replace(new=added), holds=True)
             if is_new:
-                plan.note(Record(real(source.file), ()), holds=True)
-            yield Outcome(source, entry, "guard", f"in place of the server of the plugin {brought.plugin}")
+                plan.note(UndoRecord(real(source.file), ()), holds=True)
+            yield EntryOutcome(source, entry, "guard", f"in place of the server of the plugin {brought.plugin}")
 
 
 def _own_entry(brought: Source, entry: Entry, launcher: Launcher) -> str:

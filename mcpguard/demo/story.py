@@ -92,7 +92,7 @@ CAROL: Final = Person("carol", "claude-code", ("--user", "carol@acme.com", "--ag
 
 
 @dataclass
-class Tally:
+class CallResults:
     """The results of one user's calls of one tool, as the client received them.
 
     Args:
@@ -168,7 +168,7 @@ class Stage:
                 await client.list_tools()
                 yield client
 
-    def reached(self, tally: Tally) -> int:
+    def reached(self, tally: CallResults) -> int:
         """The number of calls that reached the server: see `crm`."""
         log = self._log_of(tally.person)
         return log.read_text("utf-8").splitlines().count(tally.tool) if log.exists() else 0
@@ -294,10 +294,10 @@ async def _tell(page: Page, stage: Stage) -> None:
         page.verbatim("mcpguard install")
 
 
-async def _act(page: Page, alice: Client, bob: Client, carol: Client) -> list[Tally]:
+async def _act(page: Page, alice: Client, bob: Client, carol: Client) -> list[CallResults]:
     """Make all calls, and return their results, Alice's loop first."""
-    loop, searches, subagent = (Tally(person, "search_customers") for person in (ALICE, BOB, CAROL))
-    bob_reports, alice_reports = (Tally(person, "generate_report") for person in (BOB, ALICE))
+    loop, searches, subagent = (CallResults(person, "search_customers") for person in (ALICE, BOB, CAROL))
+    bob_reports, alice_reports = (CallResults(person, "generate_report") for person in (BOB, ALICE))
     page.heading(f"Alice's agent is caught in a loop: {LOOP_CALLS:,} searches, while Bob makes {BOB_CALLS}")
     async with anyio.create_task_group() as together:
         for done in range(LOOP_CALLS):
@@ -316,7 +316,7 @@ async def _act(page: Page, alice: Client, bob: Client, carol: Client) -> list[Ta
     return [loop, searches, subagent, bob_reports, alice_reports]
 
 
-def _show(page: Page, stage: Stage, tallies: Sequence[Tally]) -> None:
+def _show(page: Page, stage: Stage, tallies: Sequence[CallResults]) -> None:
     """Show the results of the calls, Alice's loop first."""
     page.heading("What happened")
     page.print(Text(_ROW.format("who", "tool", "calls", "reached", "denied by user", "by tool", "by agent"), style="dim"))

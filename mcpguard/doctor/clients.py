@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 
 from mcpguard import __version__, run_options
 from mcpguard.clients.catalog import BY_KEY, CLIENTS
-from mcpguard.clients.coverage import UNGUARDED, Coverage, Server, counted, option
-from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, hook_files, readable_entries, sources
+from mcpguard.clients.coverage import UNGUARDED, Coverage, CoveredServer, counted, option
+from mcpguard.clients.discovery import FileFault, HookFile, Machine, Source, hook_files, readable_entries, sources
 from mcpguard.clients.entries import Entry
-from mcpguard.clients.guards import Guard, Guards
+from mcpguard.clients.guards import Guards, NamedGuard
 from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check, advice, failed, good
@@ -65,10 +65,10 @@ def _file(coverage: Coverage, source: Source, mends: dict[str, None]) -> Iterato
     name, install = source.place, f"mcpguard install {source.client.key}"
     try:
         found = coverage.servers(source)
-    except Fault as fault:
+    except FileFault as fault:
         yield failed(name, fault.message, fault.hint or "correct the file")
         return
-    by_program: dict[str, list[Server]] = {}
+    by_program: dict[str, list[CoveredServer]] = {}
     for one in found:
         if one.entry.guard:
             by_program.setdefault(one.entry.guard[0], []).append(one)
@@ -94,7 +94,7 @@ def _file(coverage: Coverage, source: Source, mends: dict[str, None]) -> Iterato
         yield good(name, text)
 
 
-def _guard(coverage: Coverage, name: str, what: str, guard: Guard, mend: str, look: str) -> list[Check]:
+def _guard(coverage: Coverage, name: str, what: str, guard: NamedGuard, mend: str, look: str) -> list[Check]:
     """What is wrong with the mcpguard of some entries or of a hook; nothing if all is well.
 
     Args:
@@ -130,7 +130,7 @@ def _hook(machine: Machine, coverage: Coverage, place: HookFile) -> Iterator[Che
     client, name = place.client, f"{place.client.title} (hook), {place.file}"
     try:
         found = {one.command: one for one in ours(place)}
-    except Fault as fault:
+    except FileFault as fault:
         yield failed(name, fault.message, fault.hint or "correct the file")
         return
     for command, one in found.items():
@@ -149,7 +149,7 @@ def _account_hook(machine: Machine, own: HookFile, place: HookFile) -> Iterator[
     try:
         if not deciding(own) or is_same(own.file, place.file):
             return
-    except Fault:
+    except FileFault:
         return  # it is told of the account
     skipped = why_skipped(machine, own, place.project)
     if skipped and skipped != why_skipped(machine, own, None):

@@ -97,7 +97,7 @@ def _oldest(store: AuditReader) -> str:
 
 
 def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
-    from mcpguard.stores.redis.layout import Keys
+    from mcpguard.stores.redis.layout import RedisKeys
     from mcpguard.stores.redis.link import Link
 
     timeout_s = PATIENCE_MS / 1000
@@ -107,7 +107,7 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     try:
         with settings.change_store() as store:
             oldest, warnings = _oldest(store), store.warnings
-        with contextlib.closing(Link(url, timeout_s=timeout_s, key=Keys(settings.namespace).meta)) as link:
+        with contextlib.closing(Link(url, timeout_s=timeout_s, key=RedisKeys(settings.namespace).meta)) as link:
             begin_s = time.monotonic()
             replies = link.ask([("INFO",)])
             took_ms = (time.monotonic() - begin_s) * 1000

@@ -27,7 +27,7 @@ def parse(text: str, *, is_strict: bool) -> Node:
     Raises:
         Unreadable: The text is not a document of this dialect.
     """
-    reader = Reader(text, _BLANK if is_strict else _BLANK_OR_COMMENT)
+    reader = JsoncParser(text, _BLANK if is_strict else _BLANK_OR_COMMENT)
     reader.skip()
     node = reader.value()
     reader.skip()
@@ -36,7 +36,7 @@ def parse(text: str, *, is_strict: bool) -> Node:
     return node
 
 
-class Reader:
+class JsoncParser:
     """Reads a text from its beginning to its end.
 
     Args:

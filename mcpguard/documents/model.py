@@ -148,14 +148,14 @@ def plain(node: Node, without: Collection[int] = ()) -> Any:
     return {child.key: plain(child.node, without) for child in children}
 
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """The keys and indexes that lead to a value: `("rule", 0, "limit", 1)`."""
 
 Span = tuple[int, int]
 """The offsets of the first character and of the one after the last."""
 
 
-def span(node: Node, path: Path, *, of_key: bool = False) -> Span:
+def span(node: Node, path: KeyPath, *, of_key: bool = False) -> Span:
     """The span of a value, or of its key if it has one. Of a table it is the header.
 
     Args:

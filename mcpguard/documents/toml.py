@@ -4,7 +4,7 @@ import re
 import tomllib
 from typing import Any, Final
 
-from mcpguard.documents.jsonc import Reader
+from mcpguard.documents.jsonc import JsoncParser
 from mcpguard.documents.model import Array, Child, Object, Scalar, Unreadable, line_and_column, plain
 
 _PLACE: Final = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"  # compiled only for an error
@@ -74,7 +74,7 @@ def located(text: str) -> Object:
     return root
 
 
-class _Locator(Reader):
+class _Locator(JsoncParser):
     """Reads a text that is known to be valid."""
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str]:

@@ -45,7 +45,7 @@ _KEY: Final = "hook"
 _T = TypeVar("_T")
 
 
-class _Store:
+class _HookStore:
     """The store; from its first failure on, what decides without it. It is opened at once, in a thread of its own.
 
     Args:
@@ -107,7 +107,7 @@ class _Store:
         return OutageStore(self._store, mode=mode, notify=lambda _: None, folder=folder, timeout_ms=timeout_ms)
 
 
-class Decision:
+class HookDecision:
     """The decision on the call that a hook shows, in a session of its own.
 
     Args:
@@ -134,7 +134,7 @@ class Decision:
         self._client_session = hook_session(given)
         identity = configured_identity(settings, self._call.server, os.environ)
         identity = identity._replace(via="hook", session=self._client_session or UNKNOWN_SESSION)
-        self._store = _Store(settings)
+        self._store = _HookStore(settings)
         self._session = session = Session(
             identity,
             policy,

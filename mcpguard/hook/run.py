@@ -35,7 +35,7 @@ def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
         enforce: Whether it decides calls. Else it only leaves a note of which agent makes a call.
         options: The options of `config.load`; and `observe`: decide and log, but deny nothing.
     """
-    answer = _Answer(name)
+    answer = _HookAnswer(name)
     with contextlib.suppress(Exception):  # the system has no thread left: a tool that a rule closes stays closed
         start_new_thread(answer.give_in_time, ())
     with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
@@ -48,12 +48,12 @@ def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
 
 def refuse(name: str, reason: str) -> NoReturn:
     """Deny a call, because the hook has options that this mcpguard does not know, and end this process."""
-    answer = _Answer(name)
+    answer = _HookAnswer(name)
     answer.deny(reason)
     answer.give()
 
 
-class _Answer:
+class _HookAnswer:
     """What the hook prints, at once or when its time is up.
 
     Args:
@@ -107,7 +107,7 @@ def _input() -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
+def _decide(answer: _HookAnswer, options: Mapping[str, Any]) -> None:
     """Decide the call on stdin. What cannot be judged is denied, as by `mcpguard run`: a model writes a part of it."""
     from mcpguard.hook.shown import CLIENTS
 
@@ -130,10 +130,10 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
         if settings is None:
             answer.text = b"" if call.has_failed else answer.text
             return
-        from mcpguard.hook.deciding import Decision
+        from mcpguard.hook.deciding import HookDecision
 
         settings = settings._replace(timeout_ms=min(settings.timeout_ms, MOST_TIMEOUT_MS))
-        decision = Decision(answer.name, given, call, settings, options)
+        decision = HookDecision(answer.name, given, call, settings, options)
         reason = decision.result()
     except McpguardError as error:
         reason = _cannot(error)

@@ -47,9 +47,9 @@ Jwk = dict[str, str]
 """A public key in the form of RFC 7517, reduced to the members that are needed to verify."""
 
 
-def keys_of(settings: JwtSettings) -> "Keys":
+def keys_of(settings: JwtSettings) -> "ProviderKeys":
     """The configured source of keys."""
-    return Keys(settings.jwks, settings.state, fetch_s=FETCH_S)
+    return ProviderKeys(settings.jwks, settings.state, fetch_s=FETCH_S)
 
 
 def parse_keys(data: bytes) -> tuple[Jwk, ...]:
@@ -84,7 +84,7 @@ def _fetched(url: str, timeout_s: float, max_bytes: int) -> bytes:
     return https.get(url, timeout_s, max_bytes)
 
 
-class Keys:
+class ProviderKeys:
     """The keys of one provider, at a URL or in a file. Only `wait` blocks.
 
     A file is read at once, and a URL is fetched in the background. The keys that were fetched last are cached on disk, and

@@ -14,7 +14,7 @@ from mcpguard.identity import claims
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Claims
 from mcpguard.identity.jwt_settings import JwtSettings
-from mcpguard.identity.keys import FETCH_S, REFRESH_S, Keys, keys_of
+from mcpguard.identity.keys import FETCH_S, REFRESH_S, ProviderKeys, keys_of
 from mcpguard.light_typing import Any, Final, NamedTuple
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
@@ -66,7 +66,7 @@ class TokenSource:
         *,
         budget_ms: int,
         notify: Callable[[str], None],
-        keys: Keys | None = None,
+        keys: ProviderKeys | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.keys = keys_of(settings) if keys is None else keys

@@ -20,7 +20,7 @@ _ONE_BY_ONE: Final = "set the limit and the cap one after the other"
 """The hint for an edit of a limit and a cap that are not in one rule."""
 
 
-class Edit(NamedTuple):
+class PolicyEdit(NamedTuple):
     """What an edit did.
 
     Attributes:
@@ -58,14 +58,14 @@ class _Open(NamedTuple):
     before: Policy
     text: PolicyText
 
-    def save(self, at: int = 0) -> Edit:
+    def save(self, at: int = 0) -> PolicyEdit:
         """Write the edited text, unless nothing changed. `at` is the place of the edited rule or cost."""
         new = self.text.edited()
         if new == self.old:
-            return Edit(self.before, self.before, at)
+            return PolicyEdit(self.before, self.before, at)
         after = parse(new, source=str(self.path))
         write_policy(self.target, new.encode())
-        return Edit(self.before, after, at, is_new_file=self.old is None)
+        return PolicyEdit(self.before, after, at, is_new_file=self.old is None)
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def _is_for_same(rule: Rule, other: Rule) -> bool:
     return rule.key[1:] == other.key[1:]
 
 
-def put(path: Path, table: dict[str, Any]) -> Edit:
+def put(path: Path, table: dict[str, Any]) -> PolicyEdit:
     """Set a rule in a policy file.
 
     It replaces the limit, the cap, or both, in the rule that has the same selectors and `per` and counts the same. A limit
@@ -151,7 +151,7 @@ def put(path: Path, table: dict[str, Any]) -> Edit:
         return _put(file, "rule", _place(file.before, rule, table), table, values)
 
 
-def _put(file: _Open, kind: str, at: int | None, table: dict[str, Any], values: dict[str, Any]) -> Edit:
+def _put(file: _Open, kind: str, at: int | None, table: dict[str, Any], values: dict[str, Any]) -> PolicyEdit:
     """Give the rule or cost at a place these values, or add this table if the place is None."""
     if at is not None:
         file.text.set(kind, at, values)
@@ -160,7 +160,7 @@ def _put(file: _Open, kind: str, at: int | None, table: dict[str, Any], values: 
     return file.save(len(file.before.rules if kind == "rule" else file.before.costs))
 
 
-def put_cost(path: Path, table: dict[str, Any]) -> Edit:
+def put_cost(path: Path, table: dict[str, Any]) -> PolicyEdit:
     """Set a cost in a policy file. It replaces the cost with the same selectors, or is added at the end.
 
     Args:
@@ -180,7 +180,7 @@ def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
     return next((at for at, other in enumerate(policy.costs) if other.pattern.key == cost.pattern.key), None)
 
 
-def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
+def set_mode(path: Path, mode: str, *, named: bool = False) -> PolicyEdit:
     """Set the mode of a policy file: `observe` or `enforce`. The modes of single rules stay.
 
     Args:
@@ -194,7 +194,7 @@ def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
     """
     with _opened(path, missing=no_such_file(path, named=True) if named else None) as file:
         if file.before.observe == (mode == "observe"):  # and a missing file stays missing
-            return Edit(file.before, file.before)
+            return PolicyEdit(file.before, file.before)
         file.text.set_mode(mode)
         return file.save()
 

@@ -18,9 +18,9 @@ from mcpguard.policy.values import (
     Number,
     Patterns,
     Share,
-    Span,
     Text,
-    Value,
+    TimeSpan,
+    ValueType,
     Words,
     nearest_word,
 )
@@ -47,7 +47,7 @@ limit = "{limit}"
 """The policy in force if there is no file."""
 
 _MODE: Final = Words(("enforce", "observe"))
-_WAIT: Final = Span(MAX_WAIT_SECONDS)
+_WAIT: Final = TimeSpan(MAX_WAIT_SECONDS)
 _ELSEWHERE: Final = {
     "cost": 'write a table [[cost]] for what a call costs, and count = "cost" in a rule to count it',
     "arguments": 'write per = ["user", "arguments"] to count equal arguments separately: rules do not select by arguments',
@@ -56,7 +56,7 @@ _SETTINGS: Final = ("store", "identity", "audit", "notify", "denials", "quiet", 
 """Words of `config.toml`."""
 
 
-class Keys(NamedTuple):
+class TableKeys(NamedTuple):
     """The keys that a table may have.
 
     Attributes:
@@ -65,7 +65,7 @@ class Keys(NamedTuple):
         others: How other keys are written that it may have.
     """
 
-    values: Mapping[str, Value]
+    values: Mapping[str, ValueType]
     hints: Mapping[str, str]
     others: tuple[str, ...] = ()
 
@@ -81,7 +81,7 @@ class Keys(NamedTuple):
         return found
 
 
-RULE: Final = Keys(
+RULE: Final = TableKeys(
     {
         **{key: Patterns(may_be_list=key in ("role", "scope")) for key in SELECTORS},
         "per": Axes(),
@@ -95,7 +95,7 @@ RULE: Final = Keys(
     },
     _ELSEWHERE,
 )
-COST: Final = Keys(
+COST: Final = TableKeys(
     {
         "tool": Patterns(),
         "server": Patterns(),
@@ -108,7 +108,7 @@ COST: Final = Keys(
 NOT_WITH_DENY: Final = ("concurrent", "count", "wait", "warn")
 """The keys that a rule that denies every call cannot have."""
 
-TOP: Final = Keys(
+TOP: Final = TableKeys(
     {"mode": _MODE, "wait": _WAIT},
     {key: f"write {key} below a line [[rule]]" for key in RULE.values}
     | {key: f"write {key} into config.toml" for key in _SETTINGS},

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcpguard.policy.model import PER
-from mcpguard.policy.parse import COST, NOT_WITH_DENY, RULE, TOP, Keys
-from mcpguard.policy.values import LIMIT_WORDS, RATE, SHARE, Axes, Limits, Number, Patterns, Share, Span, Text, Words
+from mcpguard.policy.parse import COST, NOT_WITH_DENY, RULE, TOP, TableKeys
+from mcpguard.policy.values import LIMIT_WORDS, RATE, SHARE, Axes, Limits, Number, Patterns, Share, Text, TimeSpan, Words
 from mcpguard.text.times import SPAN
 
 Schema = dict[str, Any]
@@ -67,7 +67,7 @@ def _patterns(patterns: Patterns) -> Schema:
 _VALUES: Final[dict[type, Callable[[Any], Schema]]] = {
     Words: lambda words: {"enum": [*words.words]},
     Number: _number,
-    Span: lambda _: matching(SPAN),
+    TimeSpan: lambda _: matching(SPAN),
     Share: lambda _: matching(SHARE),
     Text: lambda _: {"type": "string"},
     Patterns: _patterns,
@@ -81,7 +81,7 @@ def policy_schema() -> Schema:
     """The schema of `policy.toml`."""
     texts = tomllib.loads(Path(__file__).with_name("keys.toml").read_text("utf-8"))
 
-    def keys(name: str, of: Keys, **tables: Schema) -> Schema:
+    def keys(name: str, of: TableKeys, **tables: Schema) -> Schema:
         values = {key: _VALUES[type(value)](value) | _MORE.get(key, {}) for key, value in of.values.items()}
         return table(texts[name], values | {key: {"type": "array", "items": one} for key, one in tables.items()})
 

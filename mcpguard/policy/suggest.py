@@ -28,7 +28,7 @@ from mcpguard.text.times import window
 LEAST_CALLS: Final = 20
 """Fewer calls say too little about a rule."""
 
-_Kind = Literal["change", "add", "keep", "few"]
+_Advice = Literal["change", "add", "keep", "few"]
 
 HEADROOM: Final = 2
 """A suggested limit is this many times the calls in the busiest window."""
@@ -211,7 +211,7 @@ class Suggestion(NamedTuple):
         denied: The calls that the rule denied.
     """
 
-    kind: _Kind
+    kind: _Advice
     table: dict[str, object]
     at: int
     limits: tuple[SuggestedLimit, ...]
@@ -348,7 +348,7 @@ def _limits_calls(rule: Rule) -> bool:
 def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:
     """The suggestion for a rule in force."""
     limits = tuple([_of_rate(one, tracked.calls, history_us) for one in tracked.busiest()])
-    kind: _Kind = "few" if tracked.calls < LEAST_CALLS else "change" if any(one.n != one.was for one in limits) else "keep"
+    kind: _Advice = "few" if tracked.calls < LEAST_CALLS else "change" if any(one.n != one.was for one in limits) else "keep"
     return Suggestion(kind, _table(tracked.rule), at, limits, tracked.calls, denied)
 
 

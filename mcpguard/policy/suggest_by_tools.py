@@ -28,7 +28,7 @@ class ServerTool(NamedTuple):
     open_world: bool | None = None
 
 
-class Kind(NamedTuple):
+class ToolKind(NamedTuple):
     """A kind of tools.
 
     Attributes:
@@ -41,12 +41,12 @@ class Kind(NamedTuple):
 
 
 # No starter rule is tighter: else it would defeat the suggestion
-READS: Final = Kind("Only read", ("30/1m", "500/1h"))
-LOOKS: Final = Kind("Only read, perhaps from outside", ("20/1m", "300/1h"))
-CHANGES: Final = Kind("Change something, and destroy nothing", ("20/1m", "200/1h"))
-DESTROYS: Final = Kind("May overwrite or destroy something", ("10/1m", "100/1h"))
-SENDS: Final = Kind("May add something outside with each call", ("5/1m", "30/1h"))
-DELETES: Final = Kind("May destroy something, and are named so", ("5/1m", "20/1h"))
+READS: Final = ToolKind("Only read", ("30/1m", "500/1h"))
+LOOKS: Final = ToolKind("Only read, perhaps from outside", ("20/1m", "300/1h"))
+CHANGES: Final = ToolKind("Change something, and destroy nothing", ("20/1m", "200/1h"))
+DESTROYS: Final = ToolKind("May overwrite or destroy something", ("10/1m", "100/1h"))
+SENDS: Final = ToolKind("May add something outside with each call", ("5/1m", "30/1h"))
+DELETES: Final = ToolKind("May destroy something, and are named so", ("5/1m", "20/1h"))
 KINDS: Final = (READS, LOOKS, CHANGES, DESTROYS, SENDS, DELETES)
 """The kinds, the most harmless first."""
 
@@ -75,7 +75,7 @@ class ToolRule(NamedTuple):
     """
 
     tool: str
-    kind: Kind
+    kind: ToolKind
     tools: dict[str, str]
 
     @property
@@ -124,7 +124,7 @@ def suggest_by_tools(policy: Policy, server: str, tools: Iterable[ServerTool]) -
     return ToolFindings(rules, kept, left_out)
 
 
-def _kind(tool: ServerTool) -> tuple[Kind, str]:
+def _kind(tool: ServerTool) -> tuple[ToolKind, str]:
     """The kind of a tool, and why it is of that kind."""
     verb = next(filter(None, (_KNOWN.get(word.lower()) for word in _WORD.findall(tool.name))), "")
     read_only, destructive = tool.read_only, tool.destructive

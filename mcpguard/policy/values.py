@@ -16,7 +16,7 @@ from mcpguard.policy.model import PER, SELECTORS, Rate
 from mcpguard.text.times import UNITS_S, seconds_of
 
 if TYPE_CHECKING:
-    from mcpguard.documents.model import Path
+    from mcpguard.documents.model import KeyPath
 
 MAX_N: Final = 1_000_000_000
 """The largest limit. A larger one never denies in practice; `unlimited` states that."""
@@ -50,13 +50,13 @@ _UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "
 class Fault(NamedTuple):
     """What is wrong at a path in a policy. `on_key` tells whether the key is meant and not its value."""
 
-    path: "Path"
+    path: "KeyPath"
     message: str
     hint: str
     on_key: bool = False
 
 
-class Value(Protocol):
+class ValueType(Protocol):
     """What a key of a policy may have as its value."""
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> Any:
@@ -75,7 +75,7 @@ class Words(NamedTuple):
     hints: Mapping[str, str] = MappingProxyType({})
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> str:
-        """See `Value`."""
+        """See `ValueType`."""
         word = value if isinstance(value, str) else ""
         if word not in self.words:
             hint = self.hints.get(word) or nearest_word(word, self.words)
@@ -99,7 +99,7 @@ class Number(NamedTuple):
     unlimited: bool = False
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
-        """See `Value`."""
+        """See `ValueType`."""
         if self.unlimited and value == "unlimited":
             return 0
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= self.most:
@@ -113,13 +113,13 @@ class Number(NamedTuple):
         return 0
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """A span of time from `0s` to `most_s` seconds. It is parsed as microseconds."""
 
     most_s: int
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
-        """See `Value`."""
+        """See `ValueType`."""
         seconds = seconds_of(value)
         if seconds is None or seconds > self.most_s:
             hint = f'write text, from "0s" to "{self.most_s}s" (s m h): {key} = "5s"'
@@ -134,7 +134,7 @@ class Share(NamedTuple):
     """A share of a limit, from `1%` to `100%`. It is parsed as a number of percent."""
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
-        """See `Value`."""
+        """See `ValueType`."""
         meant = f"{str(value).rstrip(' %')}%"
         match = SHARE.fullmatch(meant)
         if match and value == meant:
@@ -148,7 +148,7 @@ class Text(NamedTuple):
     """Any text."""
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> str:
-        """See `Value`."""
+        """See `ValueType`."""
         if not isinstance(value, str):
             faults.append(Fault((key,), f"{key}: {shown_value(value)} is not text", f'write {key} = "search, all users"'))
         return str(value)
@@ -160,7 +160,7 @@ class Patterns(NamedTuple):
     may_be_list: bool = False
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[str, ...]:
-        """See `Value`."""
+        """See `ValueType`."""
         is_list = self.may_be_list and isinstance(value, list)
         values = value if is_list else [value]
         if not values:
@@ -172,7 +172,7 @@ class Axes(NamedTuple):
     """A list of some of `PER`. It is parsed in their order."""
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[str, ...]:
-        """See `Value`."""
+        """See `ValueType`."""
         if not isinstance(value, list):
             hint = "[]" if value in ("", "none") else f'["{value if isinstance(value, str) else "user"}"]'
             faults.append(Fault((key,), f"{key}: {shown_value(value)} is not a list", f"write {key} = {hint}"))
@@ -188,7 +188,7 @@ class Limits(NamedTuple):
     """A limit `N/W` or `N/session`, a list of such, or one of `LIMIT_WORDS`, which has no rates."""
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[Rate, ...]:
-        """See `Value`."""
+        """See `ValueType`."""
         if value in LIMIT_WORDS:
             return ()
         values = value if isinstance(value, list) else [value]
@@ -196,7 +196,7 @@ class Limits(NamedTuple):
             faults.append(Fault((key,), f"{key}: an empty list", f'write {key} = "100/1h", "deny" or "unlimited"'))
         rates: list[Rate] = []
         for at, item in enumerate(values):
-            path: Path = (key, at) if isinstance(value, list) else (key,)
+            path: KeyPath = (key, at) if isinstance(value, list) else (key,)
             rate = _rate(item)
             if not isinstance(rate, Rate):
                 faults.append(Fault(path, f"{key}: {rate[0]}", rate[1]))
@@ -255,7 +255,7 @@ def _nearest_rate(text: str) -> str:
     return 'write a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
 
 
-def _pattern(key: str, value: object, path: "Path", faults: list[Fault]) -> str:
+def _pattern(key: str, value: object, path: "KeyPath", faults: list[Fault]) -> str:
     if not isinstance(value, str):
         faults.append(Fault(path, f"{key}: {shown_value(value)} is not text", f'write {key} = "…", with * for any text'))
         return ""

@@ -99,7 +99,7 @@ class Rejected(McpguardError):
     """The collector refuses a request, and would refuse it again."""
 
 
-class Unreached(McpguardError):
+class CollectorUnreachable(McpguardError):
     """The collector cannot take a request now."""
 
 
@@ -130,7 +130,7 @@ class Collector:
 
         Raises:
             Rejected: They will not be taken.
-            Unreached: They are not taken now.
+            CollectorUnreachable: They are not taken now.
         """
         self._status = 0
         if isinstance(message, MetricsData):
@@ -141,7 +141,7 @@ class Collector:
             self._spans.export(message)
         if self._status in _LATER:
             what = f"status {self._status}" if self._status else "no answer"
-            raise Unreached(f"{url}: {what}", "check that the collector runs and takes OTLP over HTTP at this URL")
+            raise CollectorUnreachable(f"{url}: {what}", "check that the collector runs and takes OTLP over HTTP at this URL")
         if not 200 <= self._status < 300:
             hint = f"check {HEADERS}" if self._status in {401, 403} else "check the URL; it must not end in /v1/traces"
             raise Rejected(f"{url}: the collector answered with status {self._status}", hint)
@@ -266,7 +266,7 @@ def _text(value: object) -> str:
     return str(value).encode(errors="replace").decode()
 
 
-class Position:
+class SentPosition:
     """The file with the id of the last row that was sent, for one store, namespace and collector.
 
     Args:
@@ -342,7 +342,7 @@ class Exporter:
         settings: Settings,
         telemetry: Telemetry,
         collector: Collector,
-        position: Position,
+        position: SentPosition,
         wanted: Wanted,
         *,
         follow: bool,
@@ -364,7 +364,7 @@ class Exporter:
 
         Raises:
             Rejected: The collector refuses the rows.
-            Unreached: The collector takes no rows, and the log is not followed.
+            CollectorUnreachable: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
         if self._follows:
@@ -381,7 +381,7 @@ class Exporter:
             try:
                 do()
                 return
-            except (StoreUnavailable, Unreached) as error:
+            except (StoreUnavailable, CollectorUnreachable) as error:
                 if not self._follows:
                     raise
                 if told != (error.message, self.sent):

@@ -58,7 +58,7 @@ class Usage(NamedTuple):
         return min(1.0, self.used / self.rate.n) if self.rate else 0.0
 
 
-class Limits:
+class LimitFinder:
     """Finds the rule and the limit of each counter, and remembers them.
 
     Args:
@@ -187,7 +187,7 @@ class Watcher:
         self._file = file
         self._namespace = namespace
         self.policy = policy
-        self._limits = Limits(policy, namespace)
+        self._limits = LimitFinder(policy, namespace)
         self._is_selected = is_selected
         self._clock = clock
         self._trouble = ""
@@ -209,7 +209,7 @@ class Watcher:
         self._take_up_policy()
         before = self._last_id
         self._count()
-        held = self._store.held()
+        held = self._store.counters()
         _, now_us = self._store.peek(())
         usages = [one for one in self._limits.usages(held, now_us) if self._is_selected(one.counter)]
         if self._counted and any(denied for _, denied in self._counted[-1][1]):
@@ -222,7 +222,7 @@ class Watcher:
             self._trouble = found.message
         elif found is not None:
             self.policy, self._trouble = found, ""
-            self._limits = Limits(found, self._namespace)
+            self._limits = LimitFinder(found, self._namespace)
 
     def _is_ours(self, found: Mapping[str, object]) -> bool:
         return found.get("namespace") == self._namespace and self._is_selected(found)

@@ -115,7 +115,7 @@ class Bookkeeper:
         """
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
-            is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread.held_bytes // 32))
+            is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread.size_bytes // 32))
             is_long = time.monotonic() > tend_s
             if is_read or is_long or self._hurry.is_set() or len(self._session.in_flight.outcomes) >= MAX_OUTCOMES:
                 self._dispatcher.record(wall_us())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.stores.api import CallStore
     from mcpguard.wire.answers import AnswerLines, Line
 
-Event = Callable[["Session"], None]
+SessionEvent = Callable[["Session"], None]
 """Tells the session what has happened, by one of its methods."""
 
 BUSY_S: Final = 0.1
@@ -40,7 +40,7 @@ class AnswersQueue:
         self._lines: AnswerLines | None = None  # None until something is taken
 
     @property
-    def held_bytes(self) -> int:
+    def size_bytes(self) -> int:
         """How many bytes are kept."""
         return self._added_bytes - self._taken_bytes
 
@@ -122,7 +122,7 @@ class Dispatcher:
         self._console = console
         self._freed = freed
         self._lock = threading.Lock()
-        self._posted: deque[Event] = deque()
+        self._posted: deque[SessionEvent] = deque()
         self.note: Callable[[Mapping[str, object]], None] = lambda _: None
 
     def pass_early(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
@@ -163,7 +163,7 @@ class Dispatcher:
                 session.output()
             self.is_guarding.set()
 
-    def post(self, event: Event) -> None:
+    def post(self, event: SessionEvent) -> None:
         """Queue an event that the session is told of before the next one. Does not wait, even if a store hangs."""
         self._posted.append(event)
 
@@ -171,7 +171,7 @@ class Dispatcher:
         """Post that the client has left, or wants mcpguard to end."""
         self.post(lambda session: session.client_left(monotonic_us()))
 
-    def dispatch(self, event: Event) -> bytes:
+    def dispatch(self, event: SessionEvent) -> bytes:
         """Tell the session of an event, and carry out what comes of it.
 
         Returns:
@@ -285,7 +285,7 @@ class Dispatcher:
         self.is_guarding.wait()
         with self._lock:
             self._read_answers(self._told(), most_bytes)
-        return not self.unread.held_bytes
+        return not self.unread.size_bytes
 
     def awaits_answers(self) -> bool:
         """Whether a request is in flight, by what the server has written so far.

@@ -11,7 +11,7 @@ from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.readiness import CHUNK_BYTES, has_bytes
 
-MAX_HELD_BYTES: Final = 32 * 1024 * 1024
+MAX_AHEAD_BYTES: Final = 32 * 1024 * 1024
 """The most bytes that are read ahead. Then the server has to wait for the client."""
 
 MAX_UNREAD_BYTES: Final = 512 * 1024
@@ -33,8 +33,8 @@ class ServerStream:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._reading = threading.Lock()
-        self._held: deque[bytes] = deque()
-        self._held_bytes = 0
+        self._ahead: deque[bytes] = deque()
+        self._ahead_bytes = 0
         self._passed_bytes = 0
         self._end_bytes = sys.maxsize  # the length at which the stream ends, even if its pipe does not
 
@@ -47,10 +47,10 @@ class ServerStream:
         with self._reading:
             if self._passed_bytes >= self._end_bytes:
                 return b""
-            chunk = self._held.popleft() if self._held else b""
+            chunk = self._ahead.popleft() if self._ahead else b""
             if chunk:
                 self._passed_bytes += len(chunk)
-                self._held_bytes -= len(chunk)  # last, so that `end`, which takes no lock, counts no byte too few
+                self._ahead_bytes -= len(chunk)  # last, so that `end`, which takes no lock, counts no byte too few
             else:
                 chunk = os.read(self._fd, CHUNK_BYTES)
                 self._passed_bytes += len(chunk)
@@ -58,17 +58,17 @@ class ServerStream:
 
     def end(self) -> None:
         """End the stream after what the server, which is gone, can have written, even if another process goes on writing."""
-        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held; in the pipe; in a read that is under way
+        waiting = self._ahead_bytes + 2 * CHUNK_BYTES  # read ahead; in the pipe; in a read that is under way
         self._end_bytes = waiting + self._passed_bytes
 
     @property
     def has_more(self) -> bool:
         """Whether there are bytes to read, or the end."""
-        return bool(self._held) or has_bytes(self._fd)
+        return bool(self._ahead) or has_bytes(self._fd)
 
     def read_ahead(self) -> bool:
         """Read some bytes ahead if the downstream loop is busy; returns whether there were any. Does not wait."""
-        if self._held_bytes >= MAX_HELD_BYTES or not self._reading.acquire(blocking=False):
+        if self._ahead_bytes >= MAX_AHEAD_BYTES or not self._reading.acquire(blocking=False):
             return False
         try:
             if not has_bytes(self._fd):
@@ -76,8 +76,8 @@ class ServerStream:
             chunk = os.read(self._fd, CHUNK_BYTES)
             if not chunk:
                 return False  # the end, which the downstream loop has to read
-            self._held.append(chunk)
-            self._held_bytes += len(chunk)
+            self._ahead.append(chunk)
+            self._ahead_bytes += len(chunk)
         except OSError:
             return False
         finally:
@@ -112,7 +112,7 @@ class Downstream:
         try:
             while chunk := self._stream.read():
                 self._output.relay(chunk, self._observe)
-                if self._dispatcher.unread.held_bytes > MAX_UNREAD_BYTES:
+                if self._dispatcher.unread.size_bytes > MAX_UNREAD_BYTES:
                     self._dispatcher.read_answers(2 * len(chunk))
         except OSError:
             pass  # a broken stream counts as ended

@@ -24,7 +24,7 @@ from mcpguard.stores.outage.log import OutageFolder
 from mcpguard.stores.outage.store import LAST_TRY_S, OutageStore
 from mcpguard.text.digest import cut
 from mcpguard.text.printing import plural, quoted
-from mcpguard.wire.frames import Reader
+from mcpguard.wire.frames import MessageReader
 
 if TYPE_CHECKING:
     from mcpguard.alerts.notifier import Notifier
@@ -101,7 +101,7 @@ def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:
         identity: Who calls.
         policy: The policy.
     """
-    Session(identity, policy, Journal("")).judge(Reader().read([_CALL]), 0)
+    Session(identity, policy, Journal("")).judge(MessageReader().read([_CALL]), 0)
 
 
 def _notifier(settings: Settings, console: Console) -> "Notifier | None":

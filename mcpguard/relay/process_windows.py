@@ -40,7 +40,7 @@ _ntdll = ctypes.WinDLL("ntdll")
 _ntdll.NtResumeProcess.argtypes = (wintypes.HANDLE,)
 
 
-class _Limits(ctypes.Structure):
+class _BasicLimits(ctypes.Structure):
     """JOBOBJECT_EXTENDED_LIMIT_INFORMATION, of which only the flags are used."""
 
     _fields_ = (
@@ -67,7 +67,7 @@ class _Job:
         self._limit(_KILL_ON_CLOSE)
 
     def _limit(self, flags: int) -> None:
-        limits = _Limits(flags=flags)
+        limits = _BasicLimits(flags=flags)
         size = ctypes.sizeof(limits)
         _checked(_kernel32.SetInformationJobObject(self._handle, _EXTENDED_LIMITS, ctypes.byref(limits), size))
 

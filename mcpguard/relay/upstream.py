@@ -12,7 +12,7 @@ from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput, await_server
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
-from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
+from mcpguard.wire.frames import Frame, LineSplitter, MessageReader, Refusal
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.identity.token import TokenSource
@@ -69,7 +69,7 @@ class Upstream:
         self._token: TokenSource | None = None
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
-        self._reader = Reader()
+        self._reader = MessageReader()
         self._later: list[bytes] = []  # the frames of held calls that were decided while the server took no input
         self._is_input_closed = False
         self._is_judging = False

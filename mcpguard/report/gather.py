@@ -97,7 +97,7 @@ class Use:
     peak: int = 0
 
 
-class Kind(NamedTuple):
+class BurstKind(NamedTuple):
     """What the denials of a burst have in common. A name is empty if it is unknown."""
 
     decision: str
@@ -115,23 +115,23 @@ class Burst(NamedTuple):
         calls: How many calls were denied, or would have been.
         first_us: The time of its first row.
         last_us: The time of its last row.
-        kind: See `Kind`.
+        kind: See `BurstKind`.
     """
 
     calls: int
     first_us: int
     last_us: int
-    kind: Kind
+    kind: BurstKind
 
 
 class Bursts:
     """The bursts among rows, which come roughly in the order of time."""
 
     def __init__(self) -> None:
-        self._open: dict[Kind, Burst] = {}  # the burst with the newest row is the last
+        self._open: dict[BurstKind, Burst] = {}  # the burst with the newest row is the last
         self._ended: list[Burst] = []
 
-    def add(self, kind: Kind, time_us: int, calls: int) -> None:
+    def add(self, kind: BurstKind, time_us: int, calls: int) -> None:
         """Count the denials of a row."""
         burst = self._open.pop(kind, None)
         if burst and time_us - burst.last_us > GAP_US:
@@ -157,7 +157,7 @@ def _worst(bursts: Sequence[Burst]) -> list[Burst]:
     return sorted(bursts, key=lambda burst: (-burst.calls, burst.first_us))[:WORST]
 
 
-class Findings:
+class PeriodFindings:
     """The figures of a report.
 
     Args:
@@ -205,7 +205,7 @@ class Findings:
                 use.would_deny += weight
             for one in json.loads(row.detail or "{}").get("exceeded", ()):
                 self._use(Reported.of(one)).was_full = True
-            self.bursts.add(Kind(decision, user, agent, server, tool, limit), row.time_us, weight)
+            self.bursts.add(BurstKind(decision, user, agent, server, tool, limit), row.time_us, weight)
         elif use and row.counted and decision == "allowed":
             use.peak = max(use.peak, row.counted)
 
@@ -242,7 +242,7 @@ def slot_us(period_us: int) -> int:
     return week * -(-period_us // (week * (MAX_SLOTS - 1)))
 
 
-def gather(pages: Iterable[Sequence[StoredRow]], since_us: int, until_us: int) -> Findings:
+def gather(pages: Iterable[Sequence[StoredRow]], since_us: int, until_us: int) -> PeriodFindings:
     """The figures of a period. Charts begin with its first call: a new log would otherwise show days before it existed.
 
     Args:
@@ -253,7 +253,7 @@ def gather(pages: Iterable[Sequence[StoredRow]], since_us: int, until_us: int) -
     of_calls = ([stored for stored in page if stored.row.decision != "policy"] for page in pages)
     first = next(filter(None, of_calls), [])
     begin_us = min((stored.row.time_us for stored in first), default=since_us)
-    findings = Findings(since_us, until_us, min(max(since_us, begin_us), until_us - 1))
+    findings = PeriodFindings(since_us, until_us, min(max(since_us, begin_us), until_us - 1))
     for page in chain([first], of_calls):
         for stored in page:
             findings.add(stored)

@@ -13,7 +13,7 @@ from mcpguard.policy.suggest import with_headroom
 from mcpguard.reading.statistics import Figures
 from mcpguard.report import charts
 from mcpguard.report.charts import Series
-from mcpguard.report.gather import AXES, Findings, Name, Named, Use
+from mcpguard.report.gather import AXES, Name, Named, PeriodFindings, Use
 from mcpguard.text.printing import printable
 from mcpguard.text.times import rfc3339, span_in_words, window
 
@@ -32,7 +32,7 @@ _ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet"}
 _AXIS_COLOURS: Final = {"user": "blue", "agent": "orange", "tool": "violet", "none": "grey"}
 
 
-def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: str, made_us: int) -> str:
+def page(findings: PeriodFindings, policy: Policy | None, *, namespace: str, filters: str, made_us: int) -> str:
     """The HTML of a report.
 
     Args:
@@ -69,7 +69,7 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
     )
 
 
-def _charts(findings: Findings) -> Iterator[tuple[str, str, Sequence[Series], str]]:
+def _charts(findings: PeriodFindings) -> Iterator[tuple[str, str, Sequence[Series], str]]:
     """The charts: title, what it shows, as a sentence, its series, and the drawing."""
     slots, labels, each = findings.slots, _labels(findings), _span(findings.slot_us)
     allowed = [slot.figures.allowed or None for slot in slots]
@@ -111,7 +111,7 @@ def _by_axis(counts: Sequence[Counter[str]]) -> list[Series]:
     ]
 
 
-def _labels(findings: Findings) -> list[str]:
+def _labels(findings: PeriodFindings) -> list[str]:
     """The label of each slot: the time or the date. At most `_LABELS` slots have one."""
     starts = [_time(findings.first_us + at * findings.slot_us) for at in range(len(findings.slots))]
     period_us = len(starts) * findings.slot_us
@@ -127,7 +127,7 @@ def _top(named: Named) -> list[tuple[Name, Figures, float]]:
     return [(name, figures, 100 * figures.calls / top[0][1].calls) for name, figures in top]
 
 
-def _fired(findings: Findings) -> list[tuple[Reported, int, int]]:
+def _fired(findings: PeriodFindings) -> list[tuple[Reported, int, int]]:
     """The limits that denied most, with denials and would-be denials."""
     fired = [(limit, use.denied, use.would_deny) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]

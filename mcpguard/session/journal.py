@@ -18,11 +18,11 @@ this bound it needs half a minute."""
 _MAX_DENIALS: Final = 4096
 """Counters whose denials a session counts. If there are more, all are counted anew."""
 
-_Key = tuple[str, str, str | None]
+_StormKey = tuple[str, str, str | None]
 """What equal denials have in common: their context, their decision, and the limit as a row names it. A call that was dropped
 while it waited is not equal to a denial: for such calls the reason follows the limit."""
 
-_Kind = tuple[str, str]
+_DenialKind = tuple[str, str]
 """What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
 
 
@@ -38,7 +38,7 @@ class _Storm(NamedTuple):
         last: The last of these denials, or what they have in common.
     """
 
-    kind: _Kind
+    kind: _DenialKind
     since_us: int
     first_id: str
     shared: int = 0
@@ -68,7 +68,7 @@ class Journal:
     def __init__(self, session: str) -> None:
         self.session = session
         self.seq = 0
-        self._storms: dict[_Key | _Kind, _Storm] = {}  # by their kind, if a kind has too many
+        self._storms: dict[_StormKey | _DenialKind, _Storm] = {}  # by their kind, if a kind has too many
         self._denials: dict[int, int] = {}  # by counter, since the last admission
         self._before = 0, self._storms, self._denials  # what `take_back` restores
 
@@ -165,7 +165,11 @@ class Journal:
             reason: The reason in its request. If a limit refused the call, it is the reason why the call was dropped.
         """
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
-        key: _Key | _Kind = one.context, one.decision, f"{one.reported} {reason}" if one.reported and reason else one.reported
+        key: _StormKey | _DenialKind = (
+            one.context,
+            one.decision,
+            f"{one.reported} {reason}" if one.reported and reason else one.reported,
+        )
         storm = self._storms.get(key)
         if storm is None and sum(other.kind == kind for other in self._storms.values()) >= KIND_STORMS:
             key, storm = kind, self._storms.get(kind)

@@ -97,7 +97,7 @@ class LookUp(NamedTuple):
     answers: bool
 
 
-class Log(NamedTuple):
+class LogLine(NamedTuple):
     """A line for stderr.
 
     Attributes:
@@ -160,7 +160,7 @@ class Session:
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
         self._to_client: list[bytes] = []
-        self.lines: list[Log] = []
+        self.lines: list[LogLine] = []
         self.tally: Counter[tuple[str, str]] = Counter()
         self._now_us = 0
         self._steps: list[Frame | Refusal | DecisionRequest] = []  # the messages, with calls as requests
@@ -353,14 +353,14 @@ class Session:
         """As `decided`, if the store could not decide the requests: they are denied."""
         for request in self._asked:
             request.explain("store_unavailable", f"the store of counters is unavailable ({why}).")
-        self.lines.append(Log(f"store unavailable: {why}", kind="store unavailable", is_error=True))
+        self.lines.append(LogLine(f"store unavailable: {why}", kind="store unavailable", is_error=True))
         return self.decided([Verdict("unavailable") for _ in self._asked])
 
     def _warn(self, request: DecisionRequest, verdict: Verdict) -> None:
         """Log a call that reached a share of a limit."""
         for limit in verdict.warnings:
             record = {**audit.members(request.context), **limit, "id": verdict.audit_id, "decision": "warned"}
-            self.lines.append(Log(audit.line(record), kind="warned", record=record))
+            self.lines.append(LogLine(audit.line(record), kind="warned", record=record))
 
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
         """Count a call that is not simply allowed, by its axis; if no limit denies it, by the one that its request names."""
@@ -411,7 +411,7 @@ class Session:
         to_client, self._to_client = self._to_client, []
         return b"".join(to_server), b"".join(to_client)
 
-    def take_lines(self) -> list[Log]:
+    def take_lines(self) -> list[LogLine]:
         """Remove and return the lines for stderr."""
         lines, self.lines = self.lines, []
         return lines
@@ -488,11 +488,11 @@ class Session:
         self.held.hurry()
         if isinstance(found, PolicyError):
             reason = f"not applied: {found.message}"
-            self.lines.append(Log(f"policy {reason}", is_error=True))
+            self.lines.append(LogLine(f"policy {reason}", is_error=True))
             self._write_policy_row(reason)
             return
         is_new_mode = isinstance(before, PolicyError) or before.observe != found.observe
-        self.lines.append(Log(f"policy applied: {found.mode_text}" if is_new_mode else "policy applied"))
+        self.lines.append(LogLine(f"policy applied: {found.mode_text}" if is_new_mode else "policy applied"))
         self._write_policy_row("applied")
 
     def _write_policy_row(self, reason: str) -> None:
@@ -607,7 +607,7 @@ class Session:
             self.unwritten.append((self.requests.of_refusal(message), verdict))
 
 
-def _line_of(row: audit.Row, audit_id: str = "") -> Log:
+def _line_of(row: audit.Row, audit_id: str = "") -> LogLine:
     """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name.
 
     Args:
@@ -615,7 +615,7 @@ def _line_of(row: audit.Row, audit_id: str = "") -> Log:
         audit_id: The row's id, if the store has written the row, so that this one has no number; else empty.
     """
     record = audit.record(row) | ({"id": audit_id} if audit_id else {})
-    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}", record=record)
+    return LogLine(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}", record=record)
 
 
 def _cancelled_key(params: object) -> str | None:

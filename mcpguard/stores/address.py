@@ -49,9 +49,9 @@ class SqliteAddress(NamedTuple):
 
     def read(self, options: Options, notify: Callable[[str], None]) -> Readable:
         """See `Address`."""
-        from mcpguard.stores.sqlite.reader import Reader
+        from mcpguard.stores.sqlite.reader import SqliteReader
 
-        return Reader(self.path, notify=notify)
+        return SqliteReader(self.path, notify=notify)
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""

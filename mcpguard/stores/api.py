@@ -20,7 +20,7 @@ DISORDER_US: Final = 3600 * 1_000_000
 misses rows with larger differences."""
 
 
-class Entry(NamedTuple):
+class AuditEntry(NamedTuple):
     """An audit row as it is read.
 
     Attributes:
@@ -36,7 +36,7 @@ class StoredRow(NamedTuple):
     """An audit row in the form in which stores keep it, with its outcome. `session.audit.record` makes a record of it.
 
     Attributes:
-        row_id: See `Entry`.
+        row_id: See `AuditEntry`.
         row: The row.
         outcome: One of `OUTCOMES`; None if there is none, or none yet.
         duration_us: From the call to its answer; None without an outcome.
@@ -48,11 +48,11 @@ class StoredRow(NamedTuple):
     duration_us: int | None
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> AuditEntry:
         """The row as it is read."""
         from mcpguard.session.audit import record
 
-        return Entry(self.row_id, record(self.row, outcome=self.outcome, duration_us=self.duration_us))
+        return AuditEntry(self.row_id, record(self.row, outcome=self.outcome, duration_us=self.duration_us))
 
 
 class Group(NamedTuple):
@@ -227,7 +227,7 @@ class CallStore(Protocol):
 class AuditReader(Protocol):
     """Reads audit rows. A method that cannot read raises `StoreUnavailable`."""
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """The audit rows, oldest first.
 
         Args:
@@ -235,7 +235,7 @@ class AuditReader(Protocol):
             wanted: Which rows; None for all.
         """
 
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """The audit rows, newest first; see `entries`."""
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list["Outcome"]:
@@ -249,7 +249,7 @@ class Readable(AuditReader, Protocol):
     def args_key(self) -> bytes:
         """The key of the arguments' hashes; empty if the store is still being created."""
 
-    def held(self) -> list[CounterUse]:
+    def counters(self) -> list[CounterUse]:
         """The counters that are not empty."""
 
     def peek(self, counters: Sequence["Counter"]) -> tuple[list["State"], int]:
@@ -312,7 +312,7 @@ class Recoverable(CallStore, AuditReader, Protocol):
 class Store(Recoverable, Protocol):
     """What opening a store for writing returns: what the command `reset` needs, too."""
 
-    def held(self) -> list[CounterUse]:
+    def counters(self) -> list[CounterUse]:
         """The counters that are not empty."""
 
     def reset(self, labels: Sequence[str]) -> int:

@@ -11,12 +11,12 @@ from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.api import AuditEntry, Clock, CounterUse, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.tally import tally
 
 
-class Memory:
+class SharedMemory:
     """The state that several memory stores share."""
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class MemoryStore:
     needs_tending = False
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, memory: Memory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
-        self._memory = memory or Memory()
+    def __init__(self, memory: SharedMemory | None = None, *, clock: Clock = monotonic_us, wall: Clock = wall_us) -> None:
+        self._memory = memory or SharedMemory()
         self._clock = clock
         self._wall = wall
         self.args_key = self._memory.args_key
@@ -167,11 +167,11 @@ class MemoryStore:
             before = sliding.live(self._memory.states.get(counter.id, EMPTY), counter.window_us, now_us)
             self._set(counter, sliding.merge(before, sliding.shift(log, now_us), counter.window_us))
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `Store`."""
         return (one.entry for one in self._stored(after, wanted))
 
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `Store`."""
         return (one.entry for one in reversed(self._stored(0, wanted)))
 
@@ -195,7 +195,7 @@ class MemoryStore:
         """See `Store`."""
         return [self._memory.outcomes[row_id] for row_id in row_ids if row_id in self._memory.outcomes]
 
-    def held(self) -> list[CounterUse]:
+    def counters(self) -> list[CounterUse]:
         """See `Store`."""
         now_us = self._clock()
         found = []

@@ -17,7 +17,7 @@ _KEY: Final = r'[ \t\n\r]*"([^"\\]*)"[ \t\n\r]*:[ \t\n\r]*'
 _AFTER: Final = r"[ \t\n\r]*[,}]"
 
 
-class Value(NamedTuple):
+class DifferingValue(NamedTuple):
     """A value that may differ.
 
     Attributes:
@@ -41,7 +41,7 @@ class Form(NamedTuple):
         scan: The parser.
     """
 
-    differing: tuple[Value, ...]
+    differing: tuple[DifferingValue, ...]
     end: str
     params: dict[str, object]
     scan: _Scan
@@ -55,10 +55,10 @@ class Form(NamedTuple):
             params: Its `params`.
             scan: The parser that has accepted it.
         """
-        values: list[Value] = []
+        values: list[DifferingValue] = []
         at = 0
         for key, begin, end in _values(text, scan) if text.startswith("{") else ():
-            values.append(Value(text[at:begin], key, text[begin:end] if text[end - 1] in '}]"' else ""))
+            values.append(DifferingValue(text[at:begin], key, text[begin:end] if text[end - 1] in '}]"' else ""))
             at = end
         has_id = any(value.member == "id" for value in values)
         return cls(tuple(values), text[at:], params, scan) if has_id else None

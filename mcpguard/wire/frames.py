@@ -131,11 +131,11 @@ _scan_long = _scanner(parse_int=_integer)
 
 
 def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
-    """The messages in some lines, which are not a client's first; see `Reader.read`."""
-    return Reader(is_at_start=False).read(lines)
+    """The messages in some lines, which are not a client's first; see `MessageReader.read`."""
+    return MessageReader(is_at_start=False).read(lines)
 
 
-class Reader:
+class MessageReader:
     """Reads the messages of one client. It remembers the form of a call, because a client writes all its calls alike.
 
     Args:
@@ -402,16 +402,16 @@ class LineSplitter:
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max = max_frame_bytes
         self._parts: list[bytes] = []
-        self._held = 0
+        self._part_bytes = 0
 
     def feed(self, chunk: bytes) -> list[bytes | Refusal]:
         """The lines that `chunk` completes, without newlines or blank lines; a `Refusal` stands for one that was too long."""
-        if not self._held and chunk.find(b"\n") == len(chunk) - 1 <= self._max:  # usually it is one line
+        if not self._part_bytes and chunk.find(b"\n") == len(chunk) - 1 <= self._max:  # usually it is one line
             return [chunk[:-1]] if chunk.strip(b" \t\r\n") else []
         *complete, rest = chunk.split(b"\n")
-        lines = [line for part in complete if (part or self._held) and (line := self._end(part))]
+        lines = [line for part in complete if (part or self._part_bytes) and (line := self._end(part))]
         if rest:
-            self._hold(rest)
+            self._keep(rest)
         return lines
 
     def finish(self) -> list[bytes | Refusal]:
@@ -419,21 +419,21 @@ class LineSplitter:
         line = self._end(b"")
         return [line] if line else []
 
-    def _hold(self, part: bytes) -> None:
-        self._held += len(part)
-        if self._held > self._max:
+    def _keep(self, part: bytes) -> None:
+        self._part_bytes += len(part)
+        if self._part_bytes > self._max:
             self._parts.clear()
         else:
             self._parts.append(part)
 
     def _end(self, last: bytes) -> bytes | Refusal:
         """The line that ends with this part; empty if it is blank."""
-        if self._held or len(last) > self._max:
-            self._hold(last)
+        if self._part_bytes or len(last) > self._max:
+            self._keep(last)
             line = b"".join(self._parts)
-            too_long = self._held > self._max
+            too_long = self._part_bytes > self._max
             self._parts.clear()
-            self._held = 0
+            self._part_bytes = 0
             if too_long:
                 return Refusal(PARSE_ERROR, f"longer than {self._max} bytes")
         else:

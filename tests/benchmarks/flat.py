@@ -27,7 +27,7 @@ from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.draining import fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.memory import pack_log
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.digest import number
 from mcpguard.text.printing import compact
@@ -259,7 +259,7 @@ def fill_counters(path: Path, policy: Policy, users: int, tools: int) -> None:
     call = Call(user_name(0), "bench::interactive::default", "bench", tool_name(0))
     (counter,) = policy.plan(call, NAMESPACE).counters
     (limit,) = policy.plan(call, NAMESPACE).limits
-    with closing(Reader(path)) as reader:
+    with closing(SqliteReader(path)) as reader:
         now_us = reader.clock()
     log = sliding.EMPTY
     for charge in range(CHARGES, 0, -1):

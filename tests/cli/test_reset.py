@@ -33,7 +33,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def held(home: Path) -> int:
     with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
-        return len(store.held())
+        return len(store.counters())
 
 
 def test_it_empties_all_counters_and_prints_them(home: Path) -> None:

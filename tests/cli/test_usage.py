@@ -15,7 +15,7 @@ from mcpguard.cli.usage import SIGNALS, end_watching, limit_text, plain, screen,
 from mcpguard.limiter.sliding import EMPTY, charge
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
-from mcpguard.reading.usage import Limits, Usage, View
+from mcpguard.reading.usage import LimitFinder, Usage, View
 from mcpguard.stores.api import CounterUse
 from tests.cli.command import BOB, Terminal, calls, command, compare, complaint, mcpguard, objects, on_terminal, output
 from tests.end_to_end.host import environment, policy, rule
@@ -87,7 +87,7 @@ def usages(text: str, *held: tuple[Call, int], used: str | None = None, now_us: 
             label = plan.counters[limit.counter].label
             log = charge(EMPTY, limit.n, limit.window_us, 1_000_000, times)
             counters[label] = CounterUse(label, times, log)
-    return Limits(parse(text), "default").usages(counters.values(), now_us)
+    return LimitFinder(parse(text), "default").usages(counters.values(), now_us)
 
 
 ALICE = Call("alice", "Claude Code::subagent::Explore", "crm", "search")
@@ -147,7 +147,7 @@ def kinds(text: str = KINDS, used: str = KINDS) -> list[Usage]:
         held.append(CounterUse(counter.label, 2, EMPTY))
         if limit.window_us:
             held[-1] = CounterUse(counter.label, limit.n, charge(EMPTY, limit.n, limit.window_us, 1_000_000, limit.n))
-    return Limits(parse(text), "default").usages(held, 1_000_000)
+    return LimitFinder(parse(text), "default").usages(held, 1_000_000)
 
 
 def test_each_kind_of_counter_is_shown_with_its_limit() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.coverage import Coverage, counted
-from mcpguard.clients.discovery import Fault, Machine, hook_files
+from mcpguard.clients.discovery import FileFault, Machine, hook_files
 from mcpguard.clients.hooks import why_skipped
 from tests.cli.account import HOOK, PROGRAM
 from tests.clients.installations import hooks, written
@@ -40,7 +40,7 @@ def seen(machine: Machine, project: Path | None = None) -> tuple[dict[str, str],
             for one in coverage.servers(source):
                 told = one.fix.partition(" (its hook")[0] if one.state == "unguarded" else one.state
                 found[f"{source.client.key} {source.project or source.plugin} {one.entry.name}"] = told
-        except Fault:
+        except FileFault:
             found[str(source.file)] = "fault"
     return found, counted(coverage.states())
 

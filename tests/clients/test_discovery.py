@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client
-from mcpguard.clients.discovery import Fault, Machine, client_paths, entries_of, may_exist, read, sources
+from mcpguard.clients.discovery import FileFault, Machine, client_paths, entries_of, may_exist, read, sources
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
 from tests.clients.installations import written
@@ -158,14 +158,14 @@ def test_projects_of_claude_code_without_a_path_or_in_another_form_are_passed_ov
 
 @pytest.mark.posix  # Windows refuses to open a folder
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Fault, match="Is a directory") as folder:
+    with pytest.raises(FileFault, match="Is a directory") as folder:
         read(tmp_path)
     assert folder.value.hint == "put a file in its place"
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(Fault) as link:
+    with pytest.raises(FileFault) as link:
         read(tmp_path / "link")
     assert link.value.hint == "check where the link leads"
     (tmp_path / "large").write_bytes(b"x" * 100)
     monkeypatch.setattr("mcpguard.clients.discovery.MAX_BYTES", 99)
-    with pytest.raises(Fault, match="over 0 MiB"):
+    with pytest.raises(FileFault, match="over 0 MiB"):
         read(tmp_path / "large")

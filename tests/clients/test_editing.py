@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.editing import Edit, edited
+from mcpguard.clients.editing import EntryEdit, edited
 from mcpguard.clients.entries import Layout, entries
 from mcpguard.documents.document import Dialect, read
 from mcpguard.documents.model import Unreadable, plain
@@ -40,8 +40,8 @@ def file(dialect: Dialect, servers: int, *, between: str = "\n") -> bytes:
     return f'{{"mcpServers": {{{f",{between}".join(parts)}}}}}'.encode()
 
 
-def edits(servers: int, *guard: str) -> list[Edit]:
-    return [Edit(SERVERS, f"s{number}", guard) for number in range(servers)]
+def edits(servers: int, *guard: str) -> list[EntryEdit]:
+    return [EntryEdit(SERVERS, f"s{number}", guard) for number in range(servers)]
 
 
 def guards(data: bytes, dialect: Dialect, servers: int) -> bytes:
@@ -99,8 +99,8 @@ def test_many_servers_that_cannot_be_edited_are_all_named_after_a_bounded_number
 
 def test_edits_that_are_possible_alone_but_not_together_are_not_made() -> None:
     data = b'{"mcpServers": {"crm": {"command": "npx"}, "odd": {"command": "npx"}}}'
-    wanted = [Edit(layout, name, GUARD) for layout in (SERVERS, SERVERS._replace(nested="x")) for name in ("crm", "odd")]
-    made = edited(data, Dialect.JSON, [*wanted, Edit(SERVERS, "odd", ("/x/python", "-m", "mcpguard", "run", "--"))])
+    wanted = [EntryEdit(layout, name, GUARD) for layout in (SERVERS, SERVERS._replace(nested="x")) for name in ("crm", "odd")]
+    made = edited(data, Dialect.JSON, [*wanted, EntryEdit(SERVERS, "odd", ("/x/python", "-m", "mcpguard", "run", "--"))])
     assert (made.data, made.done) == (data, frozenset())
     assert made.faults
 
@@ -157,12 +157,12 @@ def test_all_servers_of_a_file_are_guarded_at_once_and_given_back_byte_for_byte(
     made = data.draw(generated.file(dialect))
     before = entries(made.data, made.layout, dialect)
     free = [one for one in before if one.kind == "stdio" and not one.guard and one.name]
-    new = edited(made.data, dialect, [Edit(made.layout, one.name, GUARD) for one in free])
+    new = edited(made.data, dialect, [EntryEdit(made.layout, one.name, GUARD) for one in free])
     assert new.faults == ()
     assert [one.words for one in entries(new.data, made.layout, dialect) if one.guard == GUARD] == [
         (*GUARD, *one.words) for one in free
     ]
-    removals = [Edit(made.layout, one.name, drop_empty_args=not one.has_args) for one in free]
+    removals = [EntryEdit(made.layout, one.name, drop_empty_args=not one.has_args) for one in free]
     assert edited(new.data, dialect, removals).data == made.data
 
 

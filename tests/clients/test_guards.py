@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard import __version__
-from mcpguard.clients.guards import Guard, Guards, version_of
+from mcpguard.clients.guards import Guards, NamedGuard, version_of
 from mcpguard.clients.launcher import PROGRAM as NAME
 from tests.cli.account import PROGRAM
 from tests.clients.installations import impostor, installed
@@ -34,7 +34,7 @@ def shared(tmp_path: Path) -> Path:
     return folder
 
 
-def guard(program: str, *, path: str = "/usr/bin", start: Path | None = Path(), is_of_project: bool = False) -> Guard:
+def guard(program: str, *, path: str = "/usr/bin", start: Path | None = Path(), is_of_project: bool = False) -> NamedGuard:
     return Guards({"PATH": path}).examine(program, start, is_of_project=is_of_project)
 
 
@@ -82,7 +82,7 @@ def test_this_mcpguard_is_known_by_its_path_and_by_a_link(tmp_path: Path) -> Non
     link.symlink_to(PROGRAM)
     for program in (PROGRAM, str(link)):
         for is_of_project in (False, True):
-            assert guard(program, is_of_project=is_of_project) == Guard("known", "", Path(program), __version__)
+            assert guard(program, is_of_project=is_of_project) == NamedGuard("known", "", Path(program), __version__)
 
 
 @pytest.mark.posix
@@ -109,7 +109,7 @@ def test_a_missing_program_that_everybody_may_create_guards_nothing_and_another_
 
 def test_a_program_of_the_users_own_file_counts_though_its_version_is_unknown(tmp_path: Path, touched: Path) -> None:
     program = impostor(tmp_path / f"bin/{NAME}", touched)
-    assert guard(program) == Guard("known", "", Path(program), None)
+    assert guard(program) == NamedGuard("known", "", Path(program), None)
 
 
 def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path, touched: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path
     known = installed(tmp_path / "tools", "0.0.9")
     for name in (known, "mcpguard"):
         found = guard(name, path=str(tmp_path / "tools/bin"), is_of_project=True)
-        assert found == Guard("known", "", Path(known), "0.0.9")
+        assert found == NamedGuard("known", "", Path(known), "0.0.9")
 
 
 @pytest.mark.parametrize("path", [".", "bin", ""])
@@ -142,9 +142,9 @@ def test_a_relative_path_leads_into_a_project_whoever_wrote_it(tmp_path: Path, t
 
 def test_where_only_the_client_knows_the_path_a_projects_file_is_not_believed() -> None:
     program = "${workspaceFolder}/bin/mcpguard"
-    assert guard(program, start=None) == Guard("known")
+    assert guard(program, start=None) == NamedGuard("known")
     found = guard(program, start=None, is_of_project=True)
-    assert found == Guard("unseen", f"only the client knows where its mcpguard is: {program}")
+    assert found == NamedGuard("unseen", f"only the client knows where its mcpguard is: {program}")
     assert not found.holds
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from mcpguard.clients.plan import NAME, Record, is_running, load, save
+from mcpguard.clients.plan import NAME, UndoRecord, is_running, load, save
 from mcpguard.errors import McpguardError
 
-ONE, TWO = Record("/a.json", ("mcpServers", "crm")), Record("/b.json", ("mcp", "x"))
+ONE, TWO = UndoRecord("/a.json", ("mcpServers", "crm")), UndoRecord("/b.json", ("mcp", "x"))
 
 
 @pytest.fixture

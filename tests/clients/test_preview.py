@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.clients import preview
-from mcpguard.clients.editing import Edit, edited
+from mcpguard.clients.editing import EntryEdit, edited
 from mcpguard.clients.entries import Layout, entries
 from mcpguard.clients.plan import Change
 from mcpguard.documents.document import Dialect
@@ -27,7 +27,7 @@ def diff(old: bytes | None, new: bytes | None, dialect: Dialect = Dialect.JSON) 
 def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]:
     """The preview of guarding all servers of a file, without the names of the file."""
     data = text.encode()
-    wanted = [Edit(layout, one.name, GUARD) for one in entries(data, layout, dialect) if one.kind == "stdio"]
+    wanted = [EntryEdit(layout, one.name, GUARD) for one in entries(data, layout, dialect) if one.kind == "stdio"]
     there = diff(data, edited(data, dialect, wanted).data, dialect)
     back = diff(edited(data, dialect, wanted).data, data, dialect)
     opposite = str.maketrans("+-", "-+")

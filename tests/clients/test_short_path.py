@@ -8,18 +8,18 @@ from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.discovery import Machine, Source
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import SHORT, short_path_warnings
-from mcpguard.clients.plan import Outcome, Plan
+from mcpguard.clients.plan import ChangePlan, EntryOutcome
 from tests.clients.installations import program
 
 
-def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> Outcome:
+def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> EntryOutcome:
     location = BY_KEY[client].locations[0]
     source = Source(BY_KEY[client], "user", Path("/f.json"), location.layout, location.dialect)
-    return Outcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
+    return EntryOutcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
 
 
-def warnings(home: Path, *outcomes: Outcome, path: str = "", system: str = "darwin") -> list[str]:
-    plan = Plan(home / "state", Machine(home, {"PATH": path}, system))
+def warnings(home: Path, *outcomes: EntryOutcome, path: str = "", system: str = "darwin") -> list[str]:
+    plan = ChangePlan(home / "state", Machine(home, {"PATH": path}, system))
     plan.outcomes += outcomes
     return list(short_path_warnings(plan))
 

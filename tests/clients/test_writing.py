@@ -15,7 +15,7 @@ import pytest
 
 from mcpguard import whole_files
 from mcpguard.clients import plan
-from mcpguard.clients.discovery import Fault
+from mcpguard.clients.discovery import FileFault
 from mcpguard.clients.plan import Change
 from tests.end_to_end.host import DEADLINE_S, ROOT
 from tests.links import follows_links
@@ -142,7 +142,7 @@ def test_a_file_that_changes_before_the_rename_is_left(
             change(file, other)
 
     monkeypatch.setattr(whole_files, "_fill", slow)
-    with pytest.raises(Fault, match=f"not changed.* {what}") as error:
+    with pytest.raises(FileFault, match=f"not changed.* {what}") as error:
         write(link, backups)
     assert error.value.hint.startswith(hint)
     assert file.read_bytes() == content
@@ -151,7 +151,7 @@ def test_a_file_that_changes_before_the_rename_is_left(
 
 def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_files, "sync_folder", lambda at: at == file.parent and file.write_bytes(b"the client's own copy"))
-    with pytest.raises(Fault, match="right afterwards"):
+    with pytest.raises(FileFault, match="right afterwards"):
         write(file, backups)
     assert file.read_bytes() == b"the client's own copy"
 
@@ -170,7 +170,7 @@ def test_a_file_that_cannot_be_read_after_the_rename_is_not_called_unchanged(
 
 def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made_again(file: Path, backups: Path) -> None:
     for old, new in ((None, NEW), (b"something else", NEW), (b"something else", None)):
-        with pytest.raises(Fault, match="another program has changed it"):
+        with pytest.raises(FileFault, match="another program has changed it"):
             write(file, backups, old, new)
         assert (file.read_bytes(), names(file.parent)) == (OLD, ["mcp.json"])
     other = file.with_name("other")
@@ -178,7 +178,7 @@ def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made
     write(file, backups, new=None)
     assert names(file.parent) == ["other"]
     assert OLD in [path.read_bytes() for path in backups.iterdir()]
-    with pytest.raises(Fault):
+    with pytest.raises(FileFault):
         write(file, backups)
     assert names(file.parent) == ["other"]
 
@@ -203,7 +203,7 @@ def test_a_file_that_may_not_be_changed_is_left_with_a_hint(
 ) -> None:
     for name, function in patches.items():
         monkeypatch.setattr(name, function)
-    with pytest.raises(Fault, match=f"not changed: {said}") as error:
+    with pytest.raises(FileFault, match=f"not changed: {said}") as error:
         write(file, backups, new=new)
     assert error.value.hint.startswith(hint)
     assert file.read_bytes() == OLD
@@ -218,7 +218,7 @@ def test_a_device_behind_a_link_is_left(tmp_path: Path, backups: Path) -> None:
     except PermissionError:
         pytest.skip("this container has no devices")
     link.symlink_to(device)
-    with pytest.raises(Fault, match="not changed: not a regular file") as error:
+    with pytest.raises(FileFault, match="not changed: not a regular file") as error:
         write(link, backups, b"")
     assert error.value.hint == "check where the link leads"
     assert device.is_char_device()
@@ -235,7 +235,7 @@ def test_a_file_is_left_if_the_disk_refuses_it_or_its_copy(
     old = OLD if file.exists() else None
     with monkeypatch.context() as patched:
         patched.setattr(os, step, refuse(errno.ENOSPC))
-        with pytest.raises(Fault) as error:
+        with pytest.raises(FileFault) as error:
             write(file, backups, old)
     assert ("no copy of it can be saved in" in error.value.message) != is_copied
     assert not backups.exists() or names(backups) == []

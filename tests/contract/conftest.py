@@ -11,10 +11,10 @@ import pytest
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options, Readable, Store
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
 from tests.redis_servers import SERVERS, Server, running
@@ -33,7 +33,7 @@ class Place:
         self.namespace = str(folder)
         self.time = Time()
         self.wall = Time(WALL_US)
-        self._memory = Memory()
+        self._memory = SharedMemory()
         self._opened = contextlib.ExitStack()
 
     def open(self) -> Store:
@@ -82,7 +82,7 @@ class OnFile(Place):
         return SqliteStore(self._path, clock=self.time, wall=self.wall)
 
     def _new_reader(self) -> Readable:
-        reader = Reader(self._path)
+        reader = SqliteReader(self._path)
         reader.clock = self.time
         return reader
 

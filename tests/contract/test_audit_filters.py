@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome, record
-from mcpguard.stores.api import DISORDER_US, Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.api import DISORDER_US, AuditEntry, StoredRow, Tally, Wanted
 from mcpguard.stores.tally import HOUR_US, rounded_us
 from tests.build import WALL_US, Session, call_line, identity
 from tests.contract.conftest import Place
@@ -52,9 +52,9 @@ def as_counted(one: Mapping[str, object]) -> tuple[object, ...]:
     return one.get("axis"), one["decision"], one.get("outcome"), int(str(one["time_us"])) // HOUR_US, duration_us
 
 
-def in_bulk(pages: Iterable[Sequence[StoredRow]]) -> list[Entry]:
+def in_bulk(pages: Iterable[Sequence[StoredRow]]) -> list[AuditEntry]:
     found = [one for page in pages for one in page]
-    return [Entry(one.row_id, record(one.row, outcome=one.outcome, duration_us=one.duration_us)) for one in found]
+    return [AuditEntry(one.row_id, record(one.row, outcome=one.outcome, duration_us=one.duration_us)) for one in found]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_errors_beyond_the_limit_take_bounded_memory_and_the_retry_time_stays_ex
     for at in range(150):
         callers[at % 2].end(failed=True)
         place.pass_us(10_000)
-    (held,) = place.read().held()
+    (held,) = place.read().counters()
     assert (held.used, len(held.log)) == (150, 1 + 2 * MAX_ENTRIES)
     for caller in callers:
         (denied,) = caller.decide("report")
@@ -47,13 +47,13 @@ def test_held_and_peek_tell_the_calls_in_flight(place: Place) -> None:
     caller.decide("report", "report")
     (row_id, plan), (other_id, _) = caller.flying
     reader = place.read()
-    assert [(held.label, held.used, held.log) for held in reader.held()] == [(plan.counters[0].label, 2, ())]
+    assert [(held.label, held.used, held.log) for held in reader.counters()] == [(plan.counters[0].label, 2, ())]
     states, _ = reader.peek(plan.counters)
     assert sorted(states[0]) == sorted([row_id, other_id])
     caller.end()
     assert reader.peek(plan.counters)[0] == [(other_id,)]
     caller.end()
-    assert reader.held() == []
+    assert reader.counters() == []
 
 
 def test_calls_in_flight_are_not_among_the_logs_last_seen(place: Place) -> None:

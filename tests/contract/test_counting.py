@@ -18,7 +18,7 @@ THREE_AXES = (
 
 
 def used(place: Place) -> dict[str, int]:
-    return {held.label: held.used for held in place.open().held()}
+    return {one.label: one.used for one in place.open().counters()}
 
 
 @pytest.mark.parametrize("us_past_the_millisecond", [0, 1, 499, 999])
@@ -42,7 +42,7 @@ def test_one_transaction_may_charge_ten_thousand_counters(place: Place) -> None:
     requests = [request for number in range(256) for request in session.charges(f"tool{number}")]
     verdicts = session.store.decide(requests, session.journal)
     assert {(verdict.decision, verdict.remaining) for verdict in verdicts} == {("allowed", 4)}
-    assert len(place.open().held()) == 256 * 40
+    assert len(place.open().counters()) == 256 * 40
 
 
 def test_an_allowed_call_reports_an_enforced_limit_even_if_an_observed_one_is_tighter(place: Place) -> None:

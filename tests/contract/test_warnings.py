@@ -70,7 +70,7 @@ def test_two_limits_on_one_counter_share_a_mark(place: Place) -> None:
     rules = admins.format(8) + admins.format(4).replace('user = "*"\n', 'user = "*"\nrole = "*"\n')
     caller = Caller(place.open(), rules)
     assert warned(caller.decide(*["report"] * 8)) == [None, None, None, [4], None, None, None, None]
-    assert len([one for one in caller.store.held() if label_parts(one.label).is_mark]) == 1
+    assert len([one for one in caller.store.counters() if label_parts(one.label).is_mark]) == 1
 
 
 def test_calls_with_different_arguments_are_marked_separately(place: Place) -> None:

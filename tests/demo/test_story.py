@@ -16,7 +16,7 @@ import pytest
 from mcp import MCPError
 
 from mcpguard.demo import story
-from mcpguard.demo.story import ALICE, BOB, CAROL, Stage, Tally, last_line
+from mcpguard.demo.story import ALICE, BOB, CAROL, CallResults, Stage, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
@@ -186,7 +186,7 @@ def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_pa
 
 
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
-    tally = Tally(ALICE, "search_customers")
+    tally = CallResults(ALICE, "search_customers")
 
     def refuse(code: int) -> None:
         client = AsyncMock(**{"call_tool.side_effect": MCPError(code, "Tool x was not called", {"axis": "user"})})

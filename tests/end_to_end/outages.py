@@ -102,7 +102,7 @@ class Place:
     def used(self) -> list[int]:
         """What the counters hold, for everybody."""
         with self.opened() as store:
-            return [held.used for held in store.held()]
+            return [one.used for one in store.counters()]
 
     @property
     def rows(self) -> list[Message]:

@@ -80,7 +80,7 @@ class Wire(Session):
     def charged(self) -> Counter[str]:
         """How often the counters in the store say that each tool was called."""
         used: Counter[str] = Counter()
-        for held in self.store.held():
+        for held in self.store.counters():
             used[json.loads(held.label)[1]["tool"]] += held.used
         return used
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jwt.algorithms import RSAAlgorithm
 
-from mcpguard.identity.keys import FETCH_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, Keys, parse_keys
+from mcpguard.identity.keys import FETCH_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, ProviderKeys, parse_keys
 from tests.end_to_end.host import until
 from tests.provider import KeyServer, jwk, key, key_set
 from tests.web_server import reply
@@ -41,12 +41,12 @@ class Provider:
             raise self.answer
         return self.answer
 
-    def keys(self, place: str | Path = URL) -> Keys:
-        found = Keys(place, self.home / "state", clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
+    def keys(self, place: str | Path = URL) -> ProviderKeys:
+        found = ProviderKeys(place, self.home / "state", clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
         found.wait(30)
         return found
 
-    def seek(self, keys: Keys) -> int:
+    def seek(self, keys: ProviderKeys) -> int:
         """Seek, and wait for the fetch. Returns how often the provider has been asked."""
         keys.seek()
         keys.wait(30)
@@ -64,12 +64,12 @@ def idp(tmp_path: Path) -> Provider:
     return Provider(tmp_path)
 
 
-def from_file(folder: Path, *keys: dict[str, Any]) -> Keys:
+def from_file(folder: Path, *keys: dict[str, Any]) -> ProviderKeys:
     (folder / "keys.json").write_bytes(key_set(*keys))
-    return Keys(folder / "keys.json", folder)
+    return ProviderKeys(folder / "keys.json", folder)
 
 
-def knows(keys: Keys, number: int = 0) -> bool:
+def knows(keys: ProviderKeys, number: int = 0) -> bool:
     return len(keys.find(f"RS256-{number}", "RS256")) == 1
 
 
@@ -243,7 +243,7 @@ def test_a_secret_in_the_urls_query_reaches_only_the_provider(keys: KeyServer, t
         reply(handler, 200, {}, keys.body)
 
     keys.behaviour = answer
-    found = Keys(f"{keys.url}?code=s3cret#s3cret", tmp_path, fetch_s=30)
+    found = ProviderKeys(f"{keys.url}?code=s3cret#s3cret", tmp_path, fetch_s=30)
     found.wait(30)
     assert knows(found)
     assert paths == ["/jwks.json?code=s3cret"]
@@ -251,7 +251,7 @@ def test_a_secret_in_the_urls_query_reaches_only_the_provider(keys: KeyServer, t
     assert "s3cret" not in found.source + file.name + file.read_text()
     assert found.source == keys.url
     keys.behaviour = lambda _: keys.pause()  # what is known is what was kept
-    assert Keys(f"{keys.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
+    assert ProviderKeys(f"{keys.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
 
 
 ENTRIES = ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]

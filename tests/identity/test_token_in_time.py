@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard import followed_file
-from mcpguard.identity.keys import FILE_AGE_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, Keys
+from mcpguard.identity.keys import FILE_AGE_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, ProviderKeys
 from mcpguard.identity.token import TokenSource
 from tests.end_to_end.host import until
 from tests.identity.token_holder import CONFIGURED, Wrapper, told
@@ -177,7 +177,7 @@ def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the
 def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     ended = threading.Event()
-    keys = Keys("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
+    keys = ProviderKeys("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
     monkeypatch.setattr(keys, "wait", waits.append)
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)

@@ -10,7 +10,7 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Expected
 from mcpguard.identity.jwt_settings import JwtSettings
-from mcpguard.identity.keys import Keys
+from mcpguard.identity.keys import ProviderKeys
 from mcpguard.identity.token import TokenSource
 from tests.end_to_end.host import until
 from tests.provider import AUDIENCE, ISSUER, jwk, key_set
@@ -45,7 +45,7 @@ class Wrapper:
         self.go_on.set()
         self._answers = answers
         place = URL if answers else self.jwks
-        self.keys = Keys(place, home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self._fetch)
+        self.keys = ProviderKeys(place, home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self._fetch)
         self.keys.wait(30)
         how: dict[str, Any] = {"notify": self.lines.append, "keys": self.keys, "clock": lambda: self.now_s}
         self.source = TokenSource(self.settings, CONFIGURED, environ, budget_ms=30_000, **how)

@@ -19,7 +19,7 @@ from mcpguard.documents.document import spliced
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy import writing
-from mcpguard.policy.editing import Edit, TakenOut, put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy.editing import PolicyEdit, TakenOut, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.model import Cost
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.policy.writing import begin, folder_lock
@@ -111,7 +111,7 @@ def written(file: Path) -> str:
     return file.read_bytes().decode()
 
 
-def edit(file: Path, table: dict[str, Any]) -> Edit:
+def edit(file: Path, table: dict[str, Any]) -> PolicyEdit:
     """Set a rule or a cost."""
     return (put_cost if "cost" in table else put)(file, table)
 

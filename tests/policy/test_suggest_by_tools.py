@@ -17,9 +17,9 @@ from mcpguard.policy.suggest_by_tools import (
     LOOKS,
     READS,
     SENDS,
-    Kind,
     ServerTool,
     ToolFindings,
+    ToolKind,
     suggest_by_tools,
 )
 from mcpguard.text.patterns import glob
@@ -42,7 +42,7 @@ def found(tools: Sequence[ServerTool], policy: str = "") -> ToolFindings:
     return suggest_by_tools(parse(policy) if policy else NO_RULES, "crm", tools)
 
 
-def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, Kind]:
+def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, ToolKind]:
     return {one.tool: one.kind for one in found(tools, policy).rules}
 
 
@@ -63,7 +63,7 @@ def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, Kind]:
         (ServerTool("post_x", destructive=False, open_world=False), SENDS),
     ],
 )
-def test_annotations_tell_the_kind_of_a_tool_with_the_protocols_defaults(tool: ServerTool, kind: Kind) -> None:
+def test_annotations_tell_the_kind_of_a_tool_with_the_protocols_defaults(tool: ServerTool, kind: ToolKind) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: ANNOTATED})
 
@@ -77,7 +77,7 @@ def test_annotations_tell_the_kind_of_a_tool_with_the_protocols_defaults(tool: S
         *((name, DESTROYS) for name in ("update_user", "mark_all_read")),
     ],
 )
-def test_without_annotations_the_first_verb_of_the_name_tells_the_kind(name: str, kind: Kind) -> None:
+def test_without_annotations_the_first_verb_of_the_name_tells_the_kind(name: str, kind: ToolKind) -> None:
     (one,) = found([ServerTool(name)]).rules
     assert (one.kind, one.tools) == (kind, {name: NAMED})
 
@@ -100,7 +100,7 @@ def test_by_its_name_a_tool_without_annotations_may_read_only_here_if_another_hi
         (ServerTool("send_mail", read_only=True, destructive=False, open_world=False), SENDS),
     ],
 )
-def test_a_name_that_deletes_or_sends_is_believed_more_than_its_annotation(tool: ServerTool, kind: Kind) -> None:
+def test_a_name_that_deletes_or_sends_is_believed_more_than_its_annotation(tool: ServerTool, kind: ToolKind) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: "by name, although annotated as more harmless"})
 

@@ -13,7 +13,7 @@ from mcpguard.reading import following
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Options, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, identity
 
@@ -147,9 +147,9 @@ def test_an_error_of_a_store_that_was_replaced_meanwhile_is_none(followed: Follo
 
     followed.call()
     is_removed = True
-    monkeypatch.setattr(Reader, "rows", fail)
+    monkeypatch.setattr(SqliteReader, "rows", fail)
     assert followed.rows(followed.call, lambda: None) == [("allowed", "ok")]
     is_removed = False
-    monkeypatch.setattr(Reader, "rows", fail)
+    monkeypatch.setattr(SqliteReader, "rows", fail)
     with pytest.raises(StoreUnavailable, match="it cannot be read"):
         followed.rows(lambda: None)

@@ -12,7 +12,7 @@ import pytest
 from mcpguard import __version__, config
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.reading import telemetry
-from mcpguard.reading.telemetry import Collector, Exporter, Position, Rejected, Telemetry, Unreached
+from mcpguard.reading.telemetry import Collector, CollectorUnreachable, Exporter, Rejected, SentPosition, Telemetry
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Options as StoreOptions
 from mcpguard.stores.api import Store, Wanted
@@ -99,7 +99,7 @@ class Bench:
         url = url or self.receiver.url
         self.said = []
         made, collector = Telemetry("mcpguard", "default", with_user=with_user), Collector(url, PATIENCE_S)
-        with contextlib.closing(Position(self.folder, settings.address.shown, "default", url)) as position:
+        with contextlib.closing(SentPosition(self.folder, settings.address.shown, "default", url)) as position:
             exporter = Exporter(
                 settings, made, collector, position, wanted, follow=bool(wait), say=self.said.append, sleep=wait or time.sleep
             )
@@ -263,17 +263,17 @@ def test_a_further_export_goes_on_after_the_last_row(bench: Bench) -> None:
 def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Path) -> None:
     places = [("a", "default", "http://x"), ("b", "default", "http://x"), ("a", "n", "http://x"), ("a", "default", "http://y")]
     with contextlib.ExitStack() as stack:
-        one, *others = [stack.enter_context(contextlib.closing(Position(tmp_path, *place))) for place in places]
+        one, *others = [stack.enter_context(contextlib.closing(SentPosition(tmp_path, *place))) for place in places]
         one.write(7, KEY)
         assert (one.read(KEY), [other.read(KEY) for other in others]) == (7, [None] * 3)
 
 
 def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
-    one = Position(tmp_path, "a", "default", "http://x")
+    one = SentPosition(tmp_path, "a", "default", "http://x")
     with pytest.raises(McpguardError, match="another process"):
-        Position(tmp_path, "a", "default", "http://x")
+        SentPosition(tmp_path, "a", "default", "http://x")
     one.close()
-    Position(tmp_path, "a", "default", "http://x").close()
+    SentPosition(tmp_path, "a", "default", "http://x").close()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
 def test_a_damaged_position_is_none_and_an_earlier_versions_is_the_stores(
     tmp_path: Path, content: str, row: int | None
 ) -> None:
-    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
+    with contextlib.closing(SentPosition(tmp_path, "a", "default", "http://x")) as position:
         position.path.write_text(content)
         assert position.read(KEY) == row
 
@@ -290,7 +290,7 @@ def test_a_damaged_position_is_none_and_an_earlier_versions_is_the_stores(
 def test_a_position_behind_the_newest_row_is_of_another_store(bench: Bench) -> None:
     bench.add("denied", "denied")
     address = str(bench.folder / "mcpguard.db")
-    with contextlib.closing(Position(bench.folder, address, "default", bench.receiver.url)) as position:
+    with contextlib.closing(SentPosition(bench.folder, address, "default", bench.receiver.url)) as position:
         position.write(1000, bench.store.args_key)
     assert bench.export() == 2
 
@@ -356,7 +356,7 @@ def test_rows_are_sent_in_batches(bench: Bench) -> None:
 def test_without_following_the_export_gives_up_and_keeps_its_position(bench: Bench, status: int) -> None:
     bench.add("denied")
     bench.receiver.answers = [(status, {})]
-    with pytest.raises(Unreached, match=f"/v1/traces: status {status}$"):
+    with pytest.raises(CollectorUnreachable, match=f"/v1/traces: status {status}$"):
         bench.export()
     assert bench.export() == 1
 
@@ -389,7 +389,7 @@ def test_a_collector_that_does_not_listen_is_named_without_secrets(
 ) -> None:
     monkeypatch.setenv(telemetry.HEADERS, "api-key=hunter2")
     bench.add("denied")
-    with pytest.raises(Unreached, match=r"http://127\.0\.0\.1:1/v1/traces: no answer") as caught:
+    with pytest.raises(CollectorUnreachable, match=r"http://127\.0\.0\.1:1/v1/traces: no answer") as caught:
         bench.export(url="http://127.0.0.1:1")
     assert "hunter2" not in str(caught.value) + caught.value.hint
     assert caplog.text == ""

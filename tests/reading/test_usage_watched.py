@@ -7,7 +7,7 @@ import pytest
 from mcpguard.policy.file import PolicyFile
 from mcpguard.reading import usage
 from mcpguard.reading.usage import Watcher
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from tests.build import Session, identity
 
 POLICY = '[[rule]]\nuser = "*"\ntool = "limited"\nlimit = "2/1h"\n\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
@@ -17,7 +17,7 @@ class Watched:
     """A store, the file of its policy, and a watcher whose clock the test sets."""
 
     def __init__(self, folder: Path) -> None:
-        self.memory = Memory()
+        self.memory = SharedMemory()
         self.now_s = 100.0
         self.file = folder / "policy.toml"
         self.file.write_text(POLICY)

@@ -82,15 +82,15 @@ def test_outcomes_are_recorded_many_at_a_time_but_not_all_at_once(scene: Books) 
     scene.bookkeeper._record()
     assert scene.store.handfuls == [64, 64, 64, 64, 44]
     assert not scene.session.has_outcomes
-    assert not scene.unread.held_bytes
+    assert not scene.unread.size_bytes
 
 
 def test_no_more_than_a_handful_of_answers_is_read_between_two_pauses(
     scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.answered_calls(300)
-    unread = [scene.unread.held_bytes]
-    monkeypatch.setattr(time, "sleep", lambda _: unread.append(scene.unread.held_bytes))
+    unread = [scene.unread.size_bytes]
+    monkeypatch.setattr(time, "sleep", lambda _: unread.append(scene.unread.size_bytes))
     scene.bookkeeper._record()
     assert max(before - after for before, after in pairwise(unread)) <= HANDFUL_BYTES + 100
 

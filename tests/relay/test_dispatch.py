@@ -202,11 +202,11 @@ def lines(unread: AnswersQueue) -> list[bytes]:
 def test_a_chunk_is_kept_until_it_is_taken_unless_it_has_whole_frames_and_no_request_is_in_flight() -> None:
     unread = AnswersQueue()
     assert not unread.add(FRAME, awaits_answers=False)
-    assert unread.held_bytes == 0
+    assert unread.size_bytes == 0
     assert unread.add(FRAME, awaits_answers=True)
-    assert unread.held_bytes == len(FRAME)
+    assert unread.size_bytes == len(FRAME)
     assert lines(unread) == [FRAME[:-1]]
-    assert (unread.held_bytes, lines(unread)) == (0, [])
+    assert (unread.size_bytes, lines(unread)) == (0, [])
 
 
 @pytest.mark.parametrize("cut", range(1, len(FRAME) - 1))
@@ -252,7 +252,7 @@ def test_the_bytes_held_are_exact_although_a_chunk_is_taken_while_it_is_added() 
     chunk = InterruptedChunk(FRAME)
     chunk.unread = unread = AnswersQueue()
     unread.add(chunk, awaits_answers=True)
-    assert unread.held_bytes == 0
+    assert unread.size_bytes == 0
 
 
 def test_an_unterminated_answer_at_the_end_of_the_stream_is_the_last_one() -> None:
@@ -267,5 +267,5 @@ def test_about_as_many_bytes_are_taken_as_asked_for() -> None:
     for _ in range(5):
         unread.add(FRAME, awaits_answers=True)
     assert len(list(unread.take(len(FRAME) + 1))) == 2
-    assert unread.held_bytes == 3 * len(FRAME)
+    assert unread.size_bytes == 3 * len(FRAME)
     assert len(list(unread.take())) == 3

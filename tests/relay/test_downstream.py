@@ -63,7 +63,7 @@ def test_nothing_is_read_ahead_while_the_downstream_loop_reads(server: Server) -
 
 @pytest.mark.posix
 def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downstream, "MAX_HELD_BYTES", 10)
+    monkeypatch.setattr(downstream, "MAX_AHEAD_BYTES", 10)
     server.write(b"x" * 10)
     assert server.stream.read_ahead()
     server.write(b"y")

@@ -8,7 +8,7 @@ from mcpguard.policy.parse import parse
 from mcpguard.relay import guard
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
-from mcpguard.wire.frames import Reader
+from mcpguard.wire.frames import MessageReader
 
 ALICE = Identity("alice", "config", "crm")
 CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search","arguments":{"query":"x"}}}'
@@ -20,7 +20,7 @@ def test_after_the_rehearsal_the_first_call_compiles_no_pattern(monkeypatch: pyt
     guard.rehearse(ALICE, policy)
     session, compiled = Session(ALICE, policy, Journal("")), []
     monkeypatch.setattr("re._compiler.compile", lambda *pattern: compiled.append(pattern))
-    assert session.judge(Reader().read([CALL]), 0)
+    assert session.judge(MessageReader().read([CALL]), 0)
     assert not compiled
 
 

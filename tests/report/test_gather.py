@@ -2,7 +2,7 @@ import json
 
 from mcpguard.limiter.plan import Reported
 from mcpguard.reading.statistics import Figures
-from mcpguard.report.gather import GAP_US, MAX_SLOTS, NAMES, SLOTS_US, WORST, Findings, gather, rounded_us, slot_us
+from mcpguard.report.gather import GAP_US, MAX_SLOTS, NAMES, SLOTS_US, WORST, PeriodFindings, gather, rounded_us, slot_us
 from mcpguard.report.gather import LEAST_BURST as LEAST
 from mcpguard.session.audit import Row
 from mcpguard.stores.api import StoredRow
@@ -20,7 +20,7 @@ def stored(
     return StoredRow(1, row, outcome, 1000 if outcome else None)
 
 
-def of(*rows: StoredRow) -> Findings:
+def of(*rows: StoredRow) -> PeriodFindings:
     return gather([rows], SINCE_US, UNTIL_US)
 
 
@@ -95,11 +95,11 @@ def test_the_largest_bursts_are_kept_however_many_there_are() -> None:
 def test_a_period_has_at_most_170_slots() -> None:
     for hours in (1, 24, 24 * 7, 24 * 30, 24 * 366, 24 * 4000):
         period_us = hours * HOUR_US
-        assert len(Findings(SINCE_US, SINCE_US + period_us, SINCE_US).slots) <= 170
+        assert len(PeriodFindings(SINCE_US, SINCE_US + period_us, SINCE_US).slots) <= 170
     begin_us = SINCE_US + 1
     for slot in SLOTS_US:
         for number in (MAX_SLOTS - 1, MAX_SLOTS, MAX_SLOTS + 1):
-            assert len(Findings(begin_us, begin_us + number * slot, begin_us).slots) <= MAX_SLOTS
+            assert len(PeriodFindings(begin_us, begin_us + number * slot, begin_us).slots) <= MAX_SLOTS
     assert slot_us(7 * 24 * HOUR_US) == HOUR_US
 
 

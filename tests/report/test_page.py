@@ -24,7 +24,7 @@ HOSTILE = (
 )
 
 
-def page_of(found: gather.Findings, policy: str | None = POLICY, filters: str = "") -> str:
+def page_of(found: gather.PeriodFindings, policy: str | None = POLICY, filters: str = "") -> str:
     parsed = None if policy is None else parse(policy)
     return page.page(found, parsed, namespace="default", filters=filters, made_us=UNTIL_US)
 

@@ -242,7 +242,7 @@ def test_at_most_64_calls_are_held_and_one_that_is_decided_anew_keeps_its_place_
 def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_once() -> None:
     talk = waiting(2, 3, policy=RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
     assert talk.client(call_line("search", 4), call_line("other", 5)) == ["forwarded 5", "answered 4: 429"]
-    assert [held.used for held in talk.store.held()] == [1, 1]
+    assert [one.used for one in talk.store.counters()] == [1, 1]
 
 
 def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
@@ -340,7 +340,7 @@ def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.Monke
     talk.client(request("ping", "a" * 101))
     assert talk.client_calls("browse", 2) == ["answered 2: 429"], "the server may still work for the first call"
     talk.server_exits("server exited with status 1")
-    assert talk.store.held() == []
+    assert talk.store.counters() == []
 
 
 def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,10 +348,10 @@ def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch
     talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
     for at in range(20):
         talk.client_calls("browse", at)
-    (held,) = talk.store.held()
+    (held,) = talk.store.counters()
     assert held.used <= 6, "three in flight, and three that were forgotten"
     talk.server_exits("server exited with status 1")
-    assert talk.store.held() == []
+    assert talk.store.counters() == []
 
 
 def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> None:
@@ -430,7 +430,7 @@ def test_an_observed_limit_on_errors_counts_only_calls_for_which_it_had_room() -
         talk.answer(at, isError=True)
         talk.time.pass_ms(10_000)
     assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "would_deny", "would_deny"]
-    assert [held.used for held in talk.store.held()] == [2]
+    assert [one.used for one in talk.store.counters()] == [2]
     talk.time.pass_ms(20_000)
     talk.client_calls("flaky", 5)
     assert talk.records[-1]["decision"] == "allowed", "an enforced limit has room then, too"
@@ -445,7 +445,7 @@ def test_an_enforced_limit_on_errors_counts_a_call_that_an_observed_rule_would_d
         talk.client_calls("flaky", at)
         talk.answer(at, isError=True)
     assert decisions(talk) == [(0, "allowed"), (1, "would_deny"), (2, "would_deny")]
-    assert sorted(held.used for held in talk.store.held()) == [1, 3]
+    assert sorted(one.used for one in talk.store.counters()) == [1, 3]
 
 
 def test_a_costly_call_is_charged_its_cost_and_one_that_costs_more_than_the_limit_is_never_admitted() -> None:
@@ -539,7 +539,7 @@ def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_and_goes_itself_i
 ) -> None:
     talk = Talk(RATE.replace("1/2s", f"{n}/2s"))
     assert talk.client_calls("search", *range(1, n + 2)) == [f"forwarded {at}" for at in range(1, n + 1)]
-    talk.store.reset([held.label for held in talk.store.held()])
+    talk.store.reset([one.label for one in talk.store.counters()])
     assert talk.client_calls("search", n + 2) == []
     assert talk.decide_held() == [f"forwarded {n + 1}"]
     assert talk.decide_held() == at_once

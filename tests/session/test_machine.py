@@ -141,7 +141,7 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
     assert came_out == ["forwarded 1", "forwarded 3", "answered 2: 429"]
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
     assert not talk.machine.requests.callers
-    assert all(len(held.label) < 600 for held in talk.store.held())
+    assert all(len(held.label) < 600 for held in talk.store.counters())
 
 
 def test_a_valid_traceparent_gives_the_trace_id_but_not_one_with_zeroes_or_a_forbidden_version() -> None:
@@ -379,7 +379,7 @@ def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_bu
     assert talk.to_client[0]["error"]["message"] == "the server has closed its input"
     rows = [(one["decision"], one["reason"]) for one in talk.records]
     assert rows == [("unavailable", "server_gone"), ("invalid", "not valid JSON")]
-    assert not talk.store.held()
+    assert not talk.store.counters()
 
 
 def test_requests_that_the_server_did_not_take_are_answered() -> None:

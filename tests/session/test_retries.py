@@ -29,7 +29,7 @@ def test_a_retry_that_the_server_asked_for_is_free_once_only() -> None:
     assert talk.client(call_line("x", 2, requestState="s1", inputResponses={"who": 1})) == ["forwarded 2"]
     assert talk.client(call_line("x", 3, requestState="s1", inputResponses={"who": 1})) == ["answered 3: 429"]
     assert decisions(talk) == ["allowed", "continued", "rate_limited"]
-    assert sum(held.used for held in talk.store.held()) == 1
+    assert sum(one.used for one in talk.store.counters()) == 1
 
 
 def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.wire import frames
 from mcpguard.wire.form import Form
-from mcpguard.wire.frames import Frame, Reader, Refusal, parse, read
+from mcpguard.wire.frames import Frame, MessageReader, Refusal, parse, read
 
 FORMS = [
     '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"x","arguments":%s,"_meta":%s}}',
@@ -22,7 +22,7 @@ MARKS = [*'{}[],:"\\ 19ax\0', "\u2028", "\r", "\ud800", '"id":2,', '"params":{},
 
 def assert_read_as_one_by_one(lines: list[bytes | Refusal]) -> list[Frame | Refusal]:
     found = read(lines)
-    reader = Reader()
+    reader = MessageReader()
     alone = [one for line in lines for one in reader.read([line])]
     expected: list[Frame | Refusal] = []
     for line in lines:
@@ -72,7 +72,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 @pytest.mark.parametrize("form", FORMS)
 def test_calls_of_one_form_are_parsed_once(form: str, parsed: list[bytes]) -> None:
     calls: list[bytes | Refusal] = [(form % (at, '{"a":"b"}' if at % 2 else at, at)).encode() for at in range(40)]
-    reader = Reader()
+    reader = MessageReader()
     assert len(reader.read(calls[:20])) == 20
     assert sum(len(reader.read([call])) for call in calls[20:]) == 20
     assert parsed == calls[:1]
@@ -81,7 +81,7 @@ def test_calls_of_one_form_are_parsed_once(form: str, parsed: list[bytes]) -> No
 def test_another_form_is_made_when_its_calls_repeat(parsed: list[bytes]) -> None:
     calls = [(FORMS[0] % (at, 1, 1)).encode() for at in range(20)]
     others = [call.replace(b'"_meta"', b'"task"') for call in calls]
-    reader = Reader()
+    reader = MessageReader()
     for call in [*calls, *others]:
         assert len(reader.read([call])) == 1
     assert calls[2] not in parsed

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.wire import frames
-from mcpguard.wire.frames import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, Frame, Reader, Refusal, parse
+from mcpguard.wire.frames import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, Frame, MessageReader, Refusal, parse
 from tests.build import TESTS
 
 LONG = "9" * 5000
@@ -170,21 +170,21 @@ MARK = b"\xef\xbb\xbf"
 
 @pytest.mark.parametrize("first", [[MARK + PING], [MARK, PING], [MARK + b"\r", PING]])
 def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) -> None:
-    assert Reader().read(first) == [frame(PING)]
+    assert MessageReader().read(first) == [frame(PING)]
 
 
 @pytest.mark.parametrize(
     "lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "long"), MARK + PING]]
 )
 def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> None:
-    reader = Reader()
+    reader = MessageReader()
     first, second = (reader.read([line]) for line in lines)
     assert (len(first), second) == (1, [Refusal(PARSE_ERROR, "not valid JSON")])
     assert reader.read([]) == []
 
 
 def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:
-    assert Reader().read([MARK + MARK + PING]) == [Refusal(PARSE_ERROR, "not valid JSON")]
+    assert MessageReader().read([MARK + MARK + PING]) == [Refusal(PARSE_ERROR, "not valid JSON")]
 
 
 def test_a_method_written_with_escapes_is_recognised() -> None:

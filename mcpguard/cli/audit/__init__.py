@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from mcpguard.cli.commands import Group
+from mcpguard.cli.commands import CommandGroup
 from mcpguard.config import Settings
 from mcpguard.errors import McpguardError, UsageError
 
 
 @click.group(
     "audit",
-    Group,
+    CommandGroup,
     parts={
         "export": ("audit.export:export", "Write rows for other programs."),
         "prune": ("audit.prune:prune", "Delete old rows."),

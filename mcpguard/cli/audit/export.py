@@ -162,7 +162,7 @@ def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, foll
     service = os.environ.get(telemetry.SERVICE) or "mcpguard"
     made = telemetry.Telemetry(service, settings.namespace, with_user=with_user)
     try:
-        position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)
+        position = telemetry.SentPosition(state_folder(os.environ), settings.address.shown, settings.namespace, url)
         with contextlib.closing(position):
             collector = telemetry.Collector(url)
             exporter = telemetry.Exporter(settings, made, collector, position, wanted, follow=follow, say=say)

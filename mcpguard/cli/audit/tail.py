@@ -28,7 +28,7 @@ from mcpguard.config import Settings
 from mcpguard.reading.following import is_over, until_replaced
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.session.verdict import FORWARDED, REFUSED
-from mcpguard.stores.api import Entry, Readable
+from mcpguard.stores.api import AuditEntry, Readable
 from mcpguard.text.printing import printable
 from mcpguard.text.times import rfc3339, span_up
 
@@ -56,7 +56,7 @@ _NOTED: Final = ("would_deny", "allowed_unavailable", "warned")
 
 
 _Record = Mapping[str, object]
-Form = Callable[..., list[str]]
+RowFormat = Callable[..., list[str]]
 """Gives the lines of a record; with `ended`, those of the outcome of a call whose row was printed without it."""
 
 
@@ -182,7 +182,7 @@ class Tail:
         form: The form in which rows are printed.
     """
 
-    def __init__(self, settings: Settings, filters: Mapping[str, Any], form: Form) -> None:
+    def __init__(self, settings: Settings, filters: Mapping[str, Any], form: RowFormat) -> None:
         self._settings = settings
         self._filters = filters
         self._form = form
@@ -213,7 +213,7 @@ class Tail:
     def _show_newest(self, store: Readable, rows: int | None, *, follow: bool) -> int:
         """Show the newest rows; with `follow`, also remember those whose outcome may come. Returns the id of the newest."""
         last_id = next((entry.row_id for entry in store.newest()), 0)
-        found: list[Entry] = []
+        found: list[AuditEntry] = []
         shown = 0
         for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted) if rows != 0 else ():
             if entry.row_id > last_id or not self._is_to_show(entry.record):
@@ -244,7 +244,7 @@ class Tail:
     def _is_to_show(self, record: _Record) -> bool:
         return self._with_starts or record.get("reason") != POLICY_AT_START
 
-    def _show(self, entries: list[Entry]) -> None:
+    def _show(self, entries: list[AuditEntry]) -> None:
         """Show rows in the order of their times, and remember those without an outcome."""
         for row_id, record in sorted(entries, key=lambda entry: (entry.record["time_us"], entry.row_id)):
             if self._wanted.admits(record):
@@ -312,7 +312,7 @@ def tail(settings: Settings, follow: bool, rows: int | None, as_json: bool, as_t
       mcpguard audit tail -n 1000 --json | jq .tool
     """
     is_terminal = sys.stdout.isatty()
-    form: Form = as_object if as_json else as_pairs
+    form: RowFormat = as_object if as_json else as_pairs
     if not as_json and (is_terminal or as_table):
         form = Table(width_of_terminal()).lines
     Tail(settings, filters, form).show(ROWS if rows is None and not filters["since"] else rows, follow=follow)

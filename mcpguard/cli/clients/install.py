@@ -14,11 +14,11 @@ from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.coverage import missing_hooks
-from mcpguard.clients.discovery import Fault, Machine, client_paths, is_used, sources
+from mcpguard.clients.discovery import FileFault, Machine, client_paths, is_used, sources
 from mcpguard.clients.hooks import plan_hooks
 from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
-from mcpguard.clients.plan import Change, Outcome, Plan
+from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome
 from mcpguard.clients.plugins import missing_files
 from mcpguard.clients.preview import diff
 from mcpguard.configured_identity import configured_identity
@@ -135,7 +135,7 @@ def _change(
     if enforce:  # built-in tools need no server
         deciding = [client for client in wanted if client.hook and (clients or (not folder and is_used(machine, client)))]
         present = list(dict.fromkeys([*present, *deciding]))
-    plan = Plan(state_folder(os.environ), machine)
+    plan = ChangePlan(state_folder(os.environ), machine)
     plan_servers(plan, found, frozenset(servers), start, bridge=bridge)
     if hook or enforce or not (start or servers):
         have = {outcome.source.client for outcome in plan.outcomes}
@@ -151,7 +151,7 @@ def _change(
                 f" in {folder}" if folder else "",
                 "add a server in a client first; mcpguard install --help names the clients",
             )
-            faults.append(Fault(f"no file of a client is found{where}", hint))
+            faults.append(FileFault(f"no file of a client is found{where}", hint))
         for warning in (*start.warnings, *short_path_warnings(plan)) if plan.changes else ():
             warn(warning)
     status = _carry_out(
@@ -162,29 +162,29 @@ def _change(
     return status
 
 
-def _missing(client: Client, paths: Sequence[Path]) -> Fault:
+def _missing(client: Client, paths: Sequence[Path]) -> FileFault:
     """The fault of a named client that has no file. It says where the file would be."""
     if paths:
-        return Fault(f"{client.title}: no file {paths[0]}", "add a server in the client first")
-    return Fault(f"{client.title}: it has no files in a project", "leave out --project")
+        return FileFault(f"{client.title}: no file {paths[0]}", "add a server in the client first")
+    return FileFault(f"{client.title}: it has no files in a project", "leave out --project")
 
 
-def _without_hook(clients: Iterable[Client], *, decides: bool) -> Iterator[Fault]:
+def _without_hook(clients: Iterable[Client], *, decides: bool) -> Iterator[FileFault]:
     """A fault for each client that has no hook, or none that only leaves notes."""
     able = [client for client in CLIENTS if client.hook and (decides or client.hook.leaves_notes)]
     for client in clients:
         if client not in able:
-            yield Fault(f"{client.title}: mcpguard has no hook for it", f"use one of: {', '.join(one.key for one in able)}")
+            yield FileFault(f"{client.title}: mcpguard has no hook for it", f"use one of: {', '.join(one.key for one in able)}")
 
 
-def _unknown_servers(servers: Iterable[str], plan: Plan) -> Iterator[Fault]:
+def _unknown_servers(servers: Iterable[str], plan: ChangePlan) -> Iterator[FileFault]:
     """A fault for each of the named servers that no file has, or that cannot be changed."""
     for server in dict.fromkeys(servers):
         outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
         if server not in plan.servers:
-            yield Fault(f"no file has a server named {server}", did_you_mean(server, sorted(plan.servers)))
+            yield FileFault(f"no file has a server named {server}", did_you_mean(server, sorted(plan.servers)))
         elif outcomes and all(outcome.action == "leave" for outcome in outcomes):
-            yield Fault(f"{server}: not changed: {outcomes[0].detail}")
+            yield FileFault(f"{server}: not changed: {outcomes[0].detail}")
 
 
 def _warn_of_missing_hooks(clients: Sequence[Client]) -> None:
@@ -197,7 +197,7 @@ def _warn_of_missing_hooks(clients: Sequence[Client]) -> None:
 
 
 def _carry_out(
-    plan: Plan, faults: Sequence[McpguardError], absent: Sequence[Fault], kept: str, *, dry_run: bool, yes: bool
+    plan: ChangePlan, faults: Sequence[McpguardError], absent: Sequence[FileFault], kept: str, *, dry_run: bool, yes: bool
 ) -> int:
     """Show a plan, ask, change the files, and print what was done; return the exit status.
 
@@ -247,14 +247,14 @@ def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
     return click.confirm(f"Change {printable(what)}?", err=True)
 
 
-def _report(plan: Plan, kept: str) -> None:
+def _report(plan: ChangePlan, kept: str) -> None:
     """Print which servers of each file were changed, which were not, and why; then what is done about hooks, and in clients.
 
     Args:
         plan: The plan, which was carried out.
         kept: What holds for a server that needs no change.
     """
-    places: dict[str, list[Outcome]] = {}
+    places: dict[str, list[EntryOutcome]] = {}
     for outcome in plan.outcomes:
         places.setdefault(outcome.source.place, []).append(outcome)
     for place, outcomes in places.items():

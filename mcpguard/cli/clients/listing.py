@@ -12,13 +12,13 @@ from mcpguard.cli.clients import NO_SERVERS, project_folder, project_option
 from mcpguard.cli.commands import Command
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.clients.coverage import BY_HOOK, UNGUARDED, Coverage, counted
-from mcpguard.clients.discovery import Fault, Machine, Source
-from mcpguard.clients.guards import Guard
+from mcpguard.clients.discovery import FileFault, Machine, Source
+from mcpguard.clients.guards import NamedGuard
 from mcpguard.clients.installing import OWN_COMMAND
 from mcpguard.text.printing import printable
 from mcpguard.text.redaction import masked_words
 
-Row = dict[str, Any]
+ServerRow = dict[str, Any]
 """A server, or a file that cannot be read, as `--json` prints it. Members that do not apply are null.
 
 `command` is the server's own command, its secrets masked; `mcpguard` the mcpguard that its entry names, if that begins with
@@ -59,15 +59,15 @@ def clients(project: str | None, as_json: bool) -> None:
         paragraph(counted(coverage.states()))
 
 
-def _rows(source: Source, coverage: Coverage) -> Iterator[Row]:
+def _rows(source: Source, coverage: Coverage) -> Iterator[ServerRow]:
     """The servers of a file."""
-    row: Row = {"client": source.client.key, "file": str(source.file), "scope": source.scope}
+    row: ServerRow = {"client": source.client.key, "file": str(source.file), "scope": source.scope}
     row |= {"project": source.project or None, "server": None, "command": None}
     row |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
     row |= {"state": None, "fix": None, "plugin": source.plugin or None}
     try:
         found = coverage.servers(source)
-    except Fault as fault:
+    except FileFault as fault:
         yield row | {"note": fault.message}
         return
     for entry, guard, state, fix in found:
@@ -81,14 +81,14 @@ def _rows(source: Source, coverage: Coverage) -> Iterator[Row]:
         yield one | {"command": masked_words(entry.own_words) or None, "note": note or None}
 
 
-def _note(guard: Guard, note: str) -> str:
+def _note(guard: NamedGuard, note: str) -> str:
     """What is wrong with a guard; else `note`, or that its version is not known."""
     if guard.state == "missing":
         return "missing"
     return guard.fault or note or ("" if guard.version else "version unknown")
 
 
-def _state(row: Row) -> str:
+def _state(row: ServerRow) -> str:
     """Whether a server is guarded, in a few words."""
     note = row["note"]
     if not row["guarded"] and row["state"] in (UNGUARDED, BY_HOOK):
@@ -100,7 +100,7 @@ def _state(row: Row) -> str:
     return f"guarded by {by}{f' ({note})' if note else ''}"
 
 
-def _print_plain(place: str, rows: Sequence[Row]) -> None:
+def _print_plain(place: str, rows: Sequence[ServerRow]) -> None:
     echo(place)
     for row in rows:
         if row["server"] is None:
@@ -110,7 +110,7 @@ def _print_plain(place: str, rows: Sequence[Row]) -> None:
             paragraph(f"  {row['server']}: {_state(row)}{command}")
 
 
-def _print_table(place: str, rows: Sequence[Row]) -> None:
+def _print_table(place: str, rows: Sequence[ServerRow]) -> None:
     click.secho(printable(place), bold=True)
     cells = []
     for row in rows:

@@ -2,12 +2,12 @@
 
 import click
 
-from mcpguard.cli.commands import Group
+from mcpguard.cli.commands import CommandGroup
 
 
 @click.group(
     "policy",
-    Group,
+    CommandGroup,
     parts={
         "check": ("policy.file:check", "Check a policy file."),
         "edit": ("policy.file:edit", "Open the policy file in your editor."),

@@ -17,7 +17,7 @@ from mcpguard.configured_identity import used_tiers
 from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.limiter.plan import SESSION
 from mcpguard.limiter.sliding import Counts
-from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy.editing import PolicyEdit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
 from mcpguard.policy.lint import Tightness, cost_text, unset_command, warnings
 from mcpguard.policy.model import PER, Policy
@@ -174,7 +174,7 @@ def _require_cost_only(table: dict[str, Any]) -> None:
         )
 
 
-def _warn(edit: Edit, settings: Settings, table: dict[str, Any], *more: str) -> None:
+def _warn(edit: PolicyEdit, settings: Settings, table: dict[str, Any], *more: str) -> None:
     """Show `more` warnings, those that the policy did not have before an edit, and those of names that no call has."""
     tiers = used_tiers(settings)
     before, after = ([*warnings(policy, tiers=tiers), *missing_hooks(policy).values()] for policy in (edit.before, edit.after))
@@ -254,14 +254,14 @@ def mode(settings: Settings, mode: str) -> None:
             echo(f"rule {at + 1} ({rule.text}) has a mode of its own and still denies nothing")
 
 
-def _say_new_file(settings: Settings, edit: Edit) -> None:
+def _say_new_file(settings: Settings, edit: PolicyEdit) -> None:
     """Say if an edit made the file. If an option or a variable names it, no policy was in force without it."""
     if edit.is_new_file:
         were = "" if settings.policy_named else ", which were in force without a file"
         echo(f"{settings.policy}: new file with the {plural(len(edit.before.rules), 'starter rule')}{were}")
 
 
-def _what_changed(edit: Edit, at: int) -> str:
+def _what_changed(edit: PolicyEdit, at: int) -> str:
     """What an edit did to a rule, as a clause."""
     if edit.is_unchanged:
         return f"rule {at + 1} is unchanged"

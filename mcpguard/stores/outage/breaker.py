@@ -36,7 +36,7 @@ NOT_IN_TIME: Final = StoreUnavailable("it does not open in time")
 STEP_S: Final = 0.005
 """How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""
 
-State = Literal["connecting", "closed", "open", "half-open"]
+BreakerState = Literal["connecting", "closed", "open", "half-open"]
 
 
 def _random_below(bound: int) -> int:
@@ -56,7 +56,7 @@ class CircuitBreaker:
     """
 
     def __init__(self, clock: Clock, random_below: Callable[[int], int] = _random_below) -> None:
-        self.state: State = "connecting"
+        self.state: BreakerState = "connecting"
         self.failure = NOT_IN_TIME
         self._clock = clock
         self._random_below = random_below

@@ -110,20 +110,16 @@ class OutageStore:
                 except Exception as error:
                     self._fail(error)
                 else:
-                    self._note(requests, verdicts)
+                    if self._store.args_key != self._args_key:
+                        self._follow()
+                    for request, verdict in zip(requests, verdicts, strict=True):
+                        if self._first_id and verdict.row_id is not None:
+                            verdict.row_id += self._first_id
+                        if request.plan.caps:
+                            self._local.admitted(verdict)
                     return verdicts
             self._local.failure = self._breaker.failure
             return self._local.decide(requests, journal)
-
-    def _note(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
-        """Note what an outage needs of a decision. It is on every call's path."""
-        if self._store is not None and self._store.args_key != self._args_key:
-            self._follow()
-        for request, verdict in zip(requests, verdicts, strict=True):
-            if self._first_id and verdict.row_id is not None:
-                verdict.row_id += self._first_id
-            if request.plan.caps:
-                self._local.admitted(verdict)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `CallStore`."""

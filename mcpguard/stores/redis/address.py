@@ -52,11 +52,13 @@ class RedisAddress(NamedTuple):
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`. The server deletes notes that expire."""
         from mcpguard.identity.client_agents import NOTE_KEPT_US
-        from mcpguard.stores.redis.layout import Keys
-        from mcpguard.stores.redis.link import Command, Link
+        from mcpguard.stores.redis.layout import RedisKeys
+        from mcpguard.stores.redis.link import Link, RedisCommand
 
         deadline_s = monotonic() + timeout_s
-        key = Keys(namespace).note(note.key)
-        command: Command = ("SET", key, f"{wall_us} {note.text}", "PX", NOTE_KEPT_US // 1000) if note.text else ("DEL", key)
+        key = RedisKeys(namespace).note(note.key)
+        command: RedisCommand = (
+            ("SET", key, f"{wall_us} {note.text}", "PX", NOTE_KEPT_US // 1000) if note.text else ("DEL", key)
+        )
         with contextlib.closing(Link(self.url, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
             link.checked(link.ask([command], deadline_s=deadline_s)[0])

@@ -18,7 +18,7 @@ SCHEMA: Final = 1
 """The version of this layout. A layout that was released only gets additions."""
 
 
-class Keys:
+class RedisKeys:
     """The keys of a namespace. The braces put them into one slot of a cluster.
 
     Args:

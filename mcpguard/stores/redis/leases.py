@@ -17,11 +17,11 @@ LOST: Final = (
 
 _BATCH: Final = 500
 
-Run = Callable[[Sequence[str], Sequence[str]], Sequence[int]]
+RunScript = Callable[[Sequence[str], Sequence[str]], Sequence[int]]
 """Runs `renew.lua` with these keys and arguments, and returns its reply."""
 
 
-class Place:
+class LeasedCall:
     """The places of one call.
 
     Attributes:
@@ -45,15 +45,15 @@ class Leases:
     def __init__(self, lease_us: int, clock: Clock) -> None:
         self._lease_us = lease_us
         self._clock = clock
-        self._places: dict[int, Place] = {}
+        self._places: dict[int, LeasedCall] = {}
         self._is_lost = False
         self._next_us = 0
 
-    def add(self, call_id: int, place: Place) -> None:
+    def add(self, call_id: int, place: LeasedCall) -> None:
         """Keep the places of a call until it ends."""
         self._places[call_id] = place
 
-    def end(self, call_id: int) -> Place | None:
+    def end(self, call_id: int) -> LeasedCall | None:
         """Forget a call that has ended. Returns its places, if it had any."""
         return self._places.pop(call_id, None)
 
@@ -62,7 +62,7 @@ class Leases:
         """Whether there are leases to renew, or a loss to report."""
         return bool(self._places) or self._is_lost
 
-    def renew_due(self, run: Run) -> None:
+    def renew_due(self, run: RunScript) -> None:
         """Renew all leases, if a third of the oldest one has passed. After a failure, try again after a thirtieth.
 
         Raises:
@@ -76,14 +76,14 @@ class Leases:
         if any(now_us - place.sent_us >= self._lease_us // 3 for place in places.values()):
             self.renew(places, run)
 
-    def are_kept(self, places: Mapping[int, Place], run: Run) -> bool:
+    def are_kept(self, places: Mapping[int, LeasedCall], run: RunScript) -> bool:
         """Whether calls still have the places that they have just got. If their leases may have ended, renews them first."""
         while any(map(self.is_late, places.values())):
             if not self.renew(places, run):
                 return False
         return True
 
-    def renew(self, places: Mapping[int, Place], run: Run) -> bool:
+    def renew(self, places: Mapping[int, LeasedCall], run: RunScript) -> bool:
         """Renew the leases of calls. Returns whether each call still has its places.
 
         Raises:
@@ -105,12 +105,12 @@ class Leases:
                     self.end(call_id)
         return have_all
 
-    def settled(self, place: Place, freed: int) -> None:
+    def settled(self, place: LeasedCall, freed: int) -> None:
         """Note how many places a call still had when it ended."""
         if freed < len(place.keys) and self.is_late(place):
             self._is_lost = True
 
-    def is_late(self, place: Place) -> bool:
+    def is_late(self, place: LeasedCall) -> bool:
         """Whether the lease may have ended, so that the server may have given the places to others.
 
         Before that, places are gone only after a `reset`, or if the server has lost its data: no other call has them. It is

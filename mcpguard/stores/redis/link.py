@@ -27,7 +27,7 @@ from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.light_typing import Any, Final, Protocol
 from mcpguard.stores.redis.url import RedisUrl
 
-Command = tuple[bytes | str | int, ...]
+RedisCommand = tuple[bytes | str | int, ...]
 
 _SCANNED: Final = 500
 
@@ -64,7 +64,7 @@ LEAST_WAITED: Final = 0.25
 sent, or while the reply waits to be read: then the server is not to blame."""
 
 
-def scan(ask: Callable[[Command], Any], key: str, cursor: bytes = b"0") -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+def scan(ask: Callable[[RedisCommand], Any], key: str, cursor: bytes = b"0") -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
     """Read a hash in pieces, so that no decision waits for all of it. A field may come twice.
 
     Yields each piece and, before it, the cursor with which another scan goes on after it; `0` after the last one.
@@ -191,7 +191,7 @@ class Link:
         self._set_timeout = _timeout_setter(self._socket)
         self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
 
-    def ask(self, commands: Sequence[Command], *, deadline_s: float | None = None) -> list[Any]:
+    def ask(self, commands: Sequence[RedisCommand], *, deadline_s: float | None = None) -> list[Any]:
         """Send commands in one packet and read their replies. Nothing is sent twice.
 
         Args:

@@ -12,10 +12,10 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, label_parts
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, session_of
-from mcpguard.stores.api import CounterUse, Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.api import AuditEntry, CounterUse, StoredRow, Tally, Wanted
 from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.link import Command, scan
-from mcpguard.stores.redis.server import Server, parse_time_us
+from mcpguard.stores.redis.link import RedisCommand, scan
+from mcpguard.stores.redis.server import RedisServer, parse_time_us
 from mcpguard.stores.tally import tally
 
 _FIRST_PAGE: Final = 1
@@ -41,7 +41,7 @@ _Found = tuple[bytes, Sequence[bytes]]
 """A row as its stream returns it: stream id and fields."""
 
 
-class Reader:
+class RedisReader:
     """Reads a namespace's counters and audit rows.
 
     Args:
@@ -49,11 +49,11 @@ class Reader:
         skipped: Is told the id of a row that is left out because it is damaged.
     """
 
-    def __init__(self, server: Server, skipped: Callable[[int], None]) -> None:
+    def __init__(self, server: RedisServer, skipped: Callable[[int], None]) -> None:
         self._server = server
         self._skipped = skipped
 
-    def held(self) -> list[CounterUse]:
+    def counters(self) -> list[CounterUse]:
         """See `Store`."""
         index: dict[bytes, bytes] = {}
         for _, piece in scan(lambda command: self._server.ask(command)[0], self._server.keys.labels):
@@ -71,7 +71,7 @@ class Reader:
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
-        reading: list[Command] = [
+        reading: list[RedisCommand] = [
             ("GET", self._server.keys.log(one.id))
             if one.window_us
             else ("ZRANGE", self._server.keys.in_flight(one.id), 0, -1, "WITHSCORES")
@@ -84,7 +84,7 @@ class Reader:
             for one, reply in zip(counters, replies, strict=True)
         ], now_us
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `Readable`."""
         for page in self.rows(after=after, wanted=wanted):
             yield from (one.entry for one in page)
@@ -104,7 +104,7 @@ class Reader:
         after = max(after, layout.first_id(wanted.written_since_us) - 1 if wanted else 0)
         return self._read(self._streams(wanted), "XRANGE", "(" + layout.stream_id(after), "+")
 
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `Readable`."""
         first = layout.stream_id(layout.first_id(wanted.written_since_us)) if wanted else "-"
         for found in self._read(self._streams(wanted), "XREVRANGE", "+", first):

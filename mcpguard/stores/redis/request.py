@@ -13,7 +13,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.layout import Keys
+from mcpguard.stores.redis.layout import RedisKeys
 from mcpguard.text.printing import compact
 
 _MOST_USUAL: Final = 64
@@ -64,7 +64,7 @@ class Commands:
         clock: The store's time instead of the server's, for tests.
     """
 
-    def __init__(self, sha: bytes, keys: Keys, *, max_bytes: int, clock: Clock | None = None) -> None:
+    def __init__(self, sha: bytes, keys: RedisKeys, *, max_bytes: int, clock: Clock | None = None) -> None:
         self._sha = sha
         self._keys = keys
         self._max_bytes = max_bytes

@@ -17,8 +17,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.light_typing import Any, Final
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us
-from mcpguard.stores.redis.layout import SCHEMA, Keys
-from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.layout import SCHEMA, RedisKeys
+from mcpguard.stores.redis.link import Link, RedisCommand
 from mcpguard.stores.redis.url import RedisUrl
 
 OPEN_TIMEOUT_S: Final = 2.0
@@ -112,7 +112,7 @@ def check(shown: str, info: object, saves: object) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-class Server:
+class RedisServer:
     """A namespace on a server. Each connection begins with checks of the server, and with the scripts.
 
     Each script that charges has a deadline in the server's time, and refuses after it without charging.
@@ -136,7 +136,7 @@ class Server:
     args_key: bytes
 
     def __init__(self, address: RedisUrl, options: Options, *, clock: Clock | None, lease_us: int) -> None:
-        self.keys = Keys(options.namespace)
+        self.keys = RedisKeys(options.namespace)
         self.clock = clock
         self.timeout_s = options.timeout_ms / 1000
         self.shas: dict[str, bytes] = {}
@@ -166,7 +166,7 @@ class Server:
 
     def _prepare(self, deadline_s: float) -> None:
         meta = self.keys.meta
-        commands: list[Command] = [
+        commands: list[RedisCommand] = [
             ("HSETNX", meta, "schema", SCHEMA),
             ("HSETNX", meta, "args_key", os.urandom(32)),
             ("HMGET", meta, "schema", "args_key"),
@@ -195,7 +195,7 @@ class Server:
         """The server's time. Does not ask the server."""
         return self.clock() if self.clock else boot_us() + self._ahead_us
 
-    def ask(self, *commands: Command) -> list[Any]:
+    def ask(self, *commands: RedisCommand) -> list[Any]:
         """Send commands, on a new connection if the server has closed the last one. Returns their replies.
 
         Raises:
@@ -205,7 +205,7 @@ class Server:
         self._connect_again(end_s)
         return [self._link.checked(reply) for reply in self._link.ask(commands, deadline_s=end_s)]
 
-    def ask_together(self, *commands: Command) -> list[Any]:
+    def ask_together(self, *commands: RedisCommand) -> list[Any]:
         """As `ask`, but the server runs no other command in between."""
         *_, replies = self.ask(("MULTI",), *commands, ("EXEC",))
         return [self._link.checked(reply) for reply in replies]
@@ -216,7 +216,7 @@ class Server:
             self._link.renew(end_s)
             self._begin(end_s)
 
-    def _arguments(self, keys: Sequence[str], *args: bytes | str) -> Command:
+    def _arguments(self, keys: Sequence[str], *args: bytes | str) -> RedisCommand:
         """What follows the script in the command that runs it."""
         return len(keys), *keys, *args, *(() if self.clock is None else (self.clock(),))
 

@@ -21,13 +21,13 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.layout import Keys
-from mcpguard.stores.redis.leases import Leases, Place
-from mcpguard.stores.redis.link import Command
-from mcpguard.stores.redis.reader import Reader
+from mcpguard.stores.redis.layout import RedisKeys
+from mcpguard.stores.redis.leases import LeasedCall, Leases
+from mcpguard.stores.redis.link import RedisCommand
+from mcpguard.stores.redis.reader import RedisReader
 from mcpguard.stores.redis.request import Commands, counters_of, errors_of, verdicts_of
-from mcpguard.stores.redis.server import LEASE_US, TRIES, Server
-from mcpguard.stores.redis.upkeep import Upkeep
+from mcpguard.stores.redis.server import LEASE_US, TRIES, RedisServer
+from mcpguard.stores.redis.upkeep import RedisUpkeep
 from mcpguard.stores.redis.url import RedisUrl
 from mcpguard.text.printing import compact
 
@@ -45,7 +45,7 @@ _pack: Final = struct.Struct("<qq").pack
 """Packs two numbers, as the first argument of `settle.lua` and `append.lua` has them."""
 
 
-class RedisStore(Reader):
+class RedisStore(RedisReader):
     """A store on a server.
 
     A decision without a reply is `StoreUnavailable` here, but the server may still run its script. Each script has a deadline
@@ -78,7 +78,7 @@ class RedisStore(Reader):
         notify: Callable[[str], None] | None = None,
     ) -> None:
         options = options or Options()
-        self._server = server = Server(address, options, clock=clock, lease_us=lease_us)
+        self._server = server = RedisServer(address, options, clock=clock, lease_us=lease_us)
         super().__init__(server, Losses(address.shown, notify).skip)
         self.warnings = server.warnings
         self._max_bytes = options.max_bytes
@@ -88,7 +88,7 @@ class RedisStore(Reader):
         self._commands = Commands(server.shas["charge"], server.keys, max_bytes=options.max_bytes, clock=clock)
         self._seen = Seen()
         self._known: set[str] = set()  # the sessions of which no reply was lost, so that their rows have no doubles
-        self._upkeep = Upkeep(server, keep_us=options.keep_us, max_bytes=options.max_bytes)
+        self._upkeep = RedisUpkeep(server, keep_us=options.keep_us, max_bytes=options.max_bytes)
 
     @property
     def args_key(self) -> bytes:
@@ -148,10 +148,10 @@ class RedisStore(Reader):
         Returns:
             False if a place was given to another call, so that this one must not be forwarded. Then all rows are deleted.
         """
-        places: dict[int, Place] = {}
+        places: dict[int, LeasedCall] = {}
         for one in verdicts:
             if one.forwards and one.row_id is not None and (caps := one.taken_caps):
-                places[one.row_id] = Place(self._server.keys.caps(caps), sent_us)
+                places[one.row_id] = LeasedCall(self._server.keys.caps(caps), sent_us)
         if not self._leases.are_kept(places, self._renew):
             self._append((), [(one.row_id, one.decision) for one in verdicts if one.row_id is not None])
             return False
@@ -200,7 +200,7 @@ class RedisStore(Reader):
             self._server.run("give_places", [keys.labels, *named], *args)
             for call_id, counters in some:
                 if counters:
-                    self._leases.add(call_id, Place(keys.caps(counters), sent_us))
+                    self._leases.add(call_id, LeasedCall(keys.caps(counters), sent_us))
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
@@ -269,10 +269,10 @@ class RedisStore(Reader):
         """
         if not keys:
             return {}
-        wall_us, key_of = self._wall(), Keys(namespace).note
+        wall_us, key_of = self._wall(), RedisKeys(namespace).note
         (values,) = self._server.ask(("MGET", *map(key_of, keys)))
         found = [*_texts(keys, values, wall_us)]
-        taking: list[Command] = [("SET", key_of(one), "", "XX", "GET", "PX", 1) for one in found]
+        taking: list[RedisCommand] = [("SET", key_of(one), "", "XX", "GET", "PX", 1) for one in found]
         return _texts(found, self._server.ask(*taking), wall_us) if found else {}
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from mcpguard.light_typing import Final
-from mcpguard.stores.redis.layout import Keys
+from mcpguard.stores.redis.layout import RedisKeys
 from mcpguard.stores.redis.link import Link, scan
-from mcpguard.stores.redis.server import ASIDE_S, Server, parse_time_us, script
+from mcpguard.stores.redis.server import ASIDE_S, RedisServer, parse_time_us, script
 from mcpguard.stores.redis.url import RedisUrl
 
 EVERY_MS: Final = 60_000
@@ -41,7 +41,7 @@ def prune(address: RedisUrl, namespace: str, before_us: int) -> Iterator[int]:
     Raises:
         StoreUnavailable: The server does not answer, or refuses.
     """
-    keys = Keys(namespace)
+    keys = RedisKeys(namespace)
     with closing(Link(address, timeout_s=ASIDE_S, key=keys.meta)) as link:
         while link.reply("EXISTS", *keys.audit[:2]):
             keep_us = parse_time_us(link.reply("TIME")) - before_us
@@ -51,7 +51,7 @@ def prune(address: RedisUrl, namespace: str, before_us: int) -> Iterator[int]:
             yield dropped
 
 
-class Upkeep:
+class RedisUpkeep:
     """Upkeep of a namespace, in small pieces: the server decides no call while it runs one.
 
     The scripts that write rows keep the audit log below `max_bytes`. Upkeep makes it smaller if that bound was lowered.
@@ -65,7 +65,7 @@ class Upkeep:
         is_unfinished: Whether `tend` has to be called soon to go on.
     """
 
-    def __init__(self, server: Server, *, keep_us: int, max_bytes: int) -> None:
+    def __init__(self, server: RedisServer, *, keep_us: int, max_bytes: int) -> None:
         self._server = server
         self._keep_us = keep_us
         self._max_bytes = max_bytes
@@ -102,7 +102,7 @@ class Upkeep:
                     return
 
 
-def _prune_some(link: Link, keys: Keys, *, max_bytes: int, keep_us: int) -> int:
+def _prune_some(link: Link, keys: RedisKeys, *, max_bytes: int, keep_us: int) -> int:
     """Delete some audit rows that are too old, or for which there is no room. Returns how many; 0 if none is left to delete."""
     bounds = struct.pack("<qq", max_bytes, keep_us // 1000)
     return int(link.reply("EVAL", script("prune"), len(keys.audit), *keys.audit, bounds))

@@ -184,11 +184,11 @@ class CallLog:
     def ends_at(self, at: Position) -> bool:
         """Whether the log ends at a position. If not, it has more there, or not the record that ends there."""
         end, _, checksum = at
-        place = end % RING_BYTES - CHECKSUM_BYTES
-        if not 0 <= place <= RING_BYTES - _END_BYTES:
+        offset = end % RING_BYTES - CHECKSUM_BYTES
+        if not 0 <= offset <= RING_BYTES - _END_BYTES:
             found = self._read(end - CHECKSUM_BYTES, _END_BYTES)
         else:
-            found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + place)
+            found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + offset)
         return found[:CHECKSUM_BYTES] == checksum and found[CHECKSUM_BYTES:] != end.to_bytes(8, "little")
 
     def _continues(self, at: Position) -> bool:
@@ -258,9 +258,9 @@ class CallLog:
             lacking_bytes = end - self._room_until - (reserve if uses_reserve else 0)
             if lacking_bytes > 0:
                 raise LogFull(self.path, drained_end + lacking_bytes)
-        place = begin % RING_BYTES
+        offset = begin % RING_BYTES
         try:
-            if len(data) > RING_BYTES - place or _pwrite(self.fd, data, _HEADER_BYTES + place) < len(data):
+            if len(data) > RING_BYTES - offset or _pwrite(self.fd, data, _HEADER_BYTES + offset) < len(data):
                 self._write(begin, data)  # in two places, or again because the file took only a part
         except OSError:  # undo all of it: a record may be whole, and a process that has read it must notice
             with contextlib.suppress(OSError):
@@ -297,16 +297,16 @@ class CallLog:
         self.set_drained(at)
 
     def _read(self, at: int, count: int) -> bytes:
-        place = at % RING_BYTES
-        beyond = place + count - RING_BYTES
+        offset = at % RING_BYTES
+        beyond = offset + count - RING_BYTES
         if beyond <= 0:
-            return _pread(self.fd, count, _HEADER_BYTES + place)
-        return _pread(self.fd, count - beyond, _HEADER_BYTES + place) + _pread(self.fd, beyond, _HEADER_BYTES)
+            return _pread(self.fd, count, _HEADER_BYTES + offset)
+        return _pread(self.fd, count - beyond, _HEADER_BYTES + offset) + _pread(self.fd, beyond, _HEADER_BYTES)
 
     def _write(self, at: int, data: bytes) -> None:
-        place = at % RING_BYTES
-        before_wrap = RING_BYTES - place
-        _write_all(self.fd, data[:before_wrap], _HEADER_BYTES + place)
+        offset = at % RING_BYTES
+        before_wrap = RING_BYTES - offset
+        _write_all(self.fd, data[:before_wrap], _HEADER_BYTES + offset)
         if len(data) > before_wrap:
             _write_all(self.fd, data[before_wrap:], _HEADER_BYTES)
 
@@ -329,8 +329,8 @@ def create(path: StrPath, header: Mapping[str, object], at: Position = START) ->
     fd = open_private(new)
     try:
         _write_all(fd, _header(header), 0)
-        for place in range(_HEADER_BYTES, _HEADER_BYTES + RING_BYTES, _BLOCK_BYTES):
-            _write_all(fd, bytes(_BLOCK_BYTES), place)  # allocates the blocks, so that appending needs no disk space
+        for offset in range(_HEADER_BYTES, _HEADER_BYTES + RING_BYTES, _BLOCK_BYTES):
+            _write_all(fd, bytes(_BLOCK_BYTES), offset)  # allocates the blocks, so that appending needs no disk space
     finally:
         os.close(fd)
     log = CallLog(new)

@@ -16,9 +16,9 @@ from mcpguard.files import StrPath, size_bytes
 from mcpguard.light_typing import Final, TypeVar
 from mcpguard.limiter.sliding import State
 from mcpguard.stores.sqlite.call_log import beside, log_path
-from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory, unpack_log
+from mcpguard.stores.sqlite.places import Place
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""

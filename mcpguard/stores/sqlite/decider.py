@@ -10,9 +10,9 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines
-from mcpguard.stores.sqlite.in_flight import Owner, Place, Places, calls_of
 from mcpguard.stores.sqlite.log_records import pack
 from mcpguard.stores.sqlite.memory import Follower
+from mcpguard.stores.sqlite.places import Owner, Place, Places, calls_of
 
 TOO_MANY: Final = "too_many_counters"
 """The reason in the row of a call that is refused because the store has no room for its counter."""

@@ -9,7 +9,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `=` | a counter: id, window in µs, label |
 | `o` | an outcome: row id, outcome, duration in µs |
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
-| `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
+| `p` | a place that a call in flight takes: counter id, call id, owner, label; see `places` |
 | `f` | a place that is free again: counter id, call id |
 | `m` | a log of an outage, to be merged into a counter: counter id, window in µs, the log's numbers, the store time |
 | `r` | a reset counter: id |

@@ -20,8 +20,8 @@ from mcpguard.locks import FileLock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines, notes
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
-from mcpguard.stores.sqlite.in_flight import Place, calls_of
 from mcpguard.stores.sqlite.log_records import Position, pack
+from mcpguard.stores.sqlite.places import Place, calls_of
 
 MOST_COUNTERS: Final = 65_536
 """The most counters that a store has. A usual one takes about 300 bytes, and 1.5 µs when a store is opened. Beyond it calls
@@ -59,7 +59,7 @@ class Memory:
     Attributes:
         states: The logs, by counter id. A counter without a log is empty.
         windows: Their windows in µs.
-        places: The places that calls in flight hold, see `in_flight`.
+        places: The places that calls in flight hold, see `places`.
         notes: Agent and wall-clock time of each note, by namespace and key.
         write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """

@@ -17,7 +17,7 @@ from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.memory import Follower
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening waits, at least, for processes that open the store or do upkeep. No call waits for it."""
@@ -46,7 +46,7 @@ class Files(NamedTuple):
     log: CallLog
     lock: FileLock
     hold: FileLock
-    reader: Reader
+    reader: SqliteReader
     follower: Follower
     warnings: tuple[str, ...]
 
@@ -124,7 +124,7 @@ def _join(path: str, lock: FileLock, hold: FileLock, *, timeout_s: float, own_cl
             belongs = database.require_schema(db, path) == database.VERSION and database.key(db) == log.key
             memory, at = database.load(db), database.position(db)
         belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
-        reader = Reader(path, log, timeout_s=timeout_s)
+        reader = SqliteReader(path, log, timeout_s=timeout_s)
         undo.callback(reader.close)
         at = memory.read_on(log, at)
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()

@@ -20,13 +20,13 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, is_whole, whole_members
 from mcpguard.stores import clock
-from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.api import AuditEntry, Clock, CounterUse, StoredRow, Tally, Wanted
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
-from mcpguard.stores.sqlite.in_flight import alive
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
+from mcpguard.stores.sqlite.places import alive
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
@@ -53,7 +53,7 @@ _Outcomes = Mapping[int, tuple[str, int]]
 """Outcomes and durations in µs, by row id."""
 
 
-class Reader:
+class SqliteReader:
     """A store that is read.
 
     Args:
@@ -153,7 +153,7 @@ class Reader:
 
     # counters
 
-    def held(self) -> list[CounterUse]:
+    def counters(self) -> list[CounterUse]:
         """See `Readable`."""
         now_us = self.clock()
         question = "SELECT id, label FROM counter WHERE label != ?"
@@ -189,11 +189,11 @@ class Reader:
 
     # audit
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `Readable`."""
         return (one.entry for page, _ in self._pages(after, wanted) for one in page)
 
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `Readable`."""
         return (one.entry for page, _ in self._pages(0, wanted, newest_first=True) for one in page)
 

@@ -32,12 +32,12 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull
 from mcpguard.stores.sqlite.decider import Decider
-from mcpguard.stores.sqlite.in_flight import Owner
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
+from mcpguard.stores.sqlite.places import Owner
 
 if TYPE_CHECKING:
-    from mcpguard.stores.sqlite.upkeep import Upkeep
+    from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 
 ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
@@ -80,7 +80,7 @@ class SqliteStore:
         self._log = self._files.log
         self._reader = reader = self._files.reader
         self.entries, self.newest = reader.entries, reader.newest
-        self.outcomes_of, self.held = reader.outcomes_of, reader.held
+        self.outcomes_of, self.counters = reader.outcomes_of, reader.counters
         self._clock = reader.clock
         self._follower = follower = self._files.follower
         follower.most_counters = most_counters
@@ -98,11 +98,11 @@ class SqliteStore:
         self._owner = Owner.of(path, self)
 
     @functools.cached_property
-    def _upkeep(self) -> "Upkeep":
-        from mcpguard.stores.sqlite.upkeep import Upkeep  # a hook seldom needs it
+    def _upkeep(self) -> "SqliteUpkeep":
+        from mcpguard.stores.sqlite.upkeep import SqliteUpkeep  # a hook seldom needs it
 
-        made = Upkeep(self._files, self._options, decided_s=lambda: self._decided_s)
-        found: Upkeep = self.__dict__.setdefault("_upkeep", made)  # two threads may be here at once, from Python 3.12 on
+        made = SqliteUpkeep(self._files, self._options, decided_s=lambda: self._decided_s)
+        found: SqliteUpkeep = self.__dict__.setdefault("_upkeep", made)  # two threads may be here at once, from Python 3.12 on
         return found
 
     # calls
@@ -215,7 +215,7 @@ class SqliteStore:
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
-        held = {one.label for one in self.held()}
+        held = {one.label for one in self.counters()}
         lines = [log_lines.emptied_line(counter_id(label)) for label in labels]
         try:
             self._publish(lines)

@@ -17,13 +17,13 @@ from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S, Pauses
-from mcpguard.stores.sqlite import call_log, database, draining, in_flight, log_lines
+from mcpguard.stores.sqlite import call_log, database, draining, log_lines, places
 from mcpguard.stores.sqlite.call_log import damaged
 from mcpguard.stores.sqlite.database import PAGE_BYTES
 from mcpguard.stores.sqlite.draining import Drain, row_bytes
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.opening import Files, locked, open_files
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
@@ -90,7 +90,7 @@ _CHANGED_PAGES: Final = 512
 With its usual 2 MiB of pages a wrapper has 0.6 MiB more from then on, and upkeep is not faster."""
 
 
-class Upkeep:
+class SqliteUpkeep:
     """Draining, pruning and shrinking of one store.
 
     Its methods raise `StoreUnavailable`, `sqlite3.Error` or `OSError` if database or log are damaged, or cannot be used.
@@ -330,8 +330,8 @@ class Upkeep:
 
         A note from the future is deleted, too: it is older than it looks, because the wall clock was set back since.
         """
-        in_flight.sweep(self._path)
-        dead = in_flight.dead(self._path, [owner for (owner,) in db.execute("SELECT DISTINCT owner FROM in_flight")])
+        places.sweep(self._path)
+        dead = places.dead(self._path, [owner for (owner,) in db.execute("SELECT DISTINCT owner FROM in_flight")])
         with database.writing(db):
             db.execute("DELETE FROM counter WHERE last_us + window_us + ? <= ?", (_GRACE_US, now_us))
             db.executemany("DELETE FROM in_flight WHERE owner = ?", [(owner,) for owner in dead])
@@ -371,6 +371,6 @@ def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
     """
     with database.reported(path):
         os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
-        Reader(path).close()  # what is no store is refused before it gets files beside it
+        SqliteReader(path).close()  # what is no store is refused before it gets files beside it
         with contextlib.closing(open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us)) as files:
-            yield from Upkeep(files, options, decided_s=lambda: 0.0).prune(min(before_us, wall_us()))
+            yield from SqliteUpkeep(files, options, decided_s=lambda: 0.0).prune(min(before_us, wall_us()))

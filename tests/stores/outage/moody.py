@@ -9,7 +9,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending, Verdict
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds, OutageFolder
 from mcpguard.stores.outage.store import OutageStore
@@ -77,7 +77,7 @@ class Place:
     ) -> None:
         self.time: Time = other.time if other else Time()
         self.wall: Time = other.wall if other else Time(WALL_US)
-        self.memory: Memory = other.memory if other else Memory()
+        self.memory: SharedMemory = other.memory if other else SharedMemory()
         self.base = "this boot"
         self.failing: dict[str, BaseException] = {}
         self.before: dict[str, Callable[[], object]] = {}
@@ -139,7 +139,7 @@ class Place:
 
     def lose_data(self) -> None:
         """The server comes back without its data, and the store connects to it without a failure."""
-        self.memory = self.opened[-1]._memory = Memory()
+        self.memory = self.opened[-1]._memory = SharedMemory()
         self.opened[-1].args_key = self.memory.args_key
 
     def call(self, times: int = 1, tool: str = "search") -> list[str]:
@@ -165,7 +165,7 @@ class Place:
         self.store.record([Outcome(verdict.row_id, outcome, 1000)])
 
     def used(self) -> list[int]:
-        return [held.used for held in MemoryStore(self.memory, clock=self.time).held()]
+        return [held.used for held in MemoryStore(self.memory, clock=self.time).counters()]
 
     def records(self) -> list[dict[str, object]]:
         return [entry.record for entry in MemoryStore(self.memory, clock=self.time).entries()]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.limiter.plan import label_parts
-from mcpguard.stores.memory import Memory
+from mcpguard.stores.memory import SharedMemory
 from tests.build import START_US
 from tests.stores.outage.moody import Place, in_outage
 
@@ -113,7 +113,7 @@ def test_with_allow_calls_that_were_forwarded_without_the_store_are_not_counted_
 def test_a_call_that_an_earlier_store_admitted_is_counted_in_the_next_one_if_it_fails() -> None:
     place = Place(policy=ERRORS_2)
     call = place.starts()
-    place.memory = Memory()
+    place.memory = SharedMemory()
     place.break_down()
     place.call()
     place.mend()

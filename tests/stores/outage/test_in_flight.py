@@ -6,7 +6,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.verdict import NO_LIMITS
-from mcpguard.stores.memory import Memory
+from mcpguard.stores.memory import SharedMemory
 from mcpguard.stores.outage.log import Bounds
 from tests.stores.conftest import raising
 from tests.stores.outage.moody import Place, in_outage
@@ -221,7 +221,7 @@ def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:
     place.starts()
     place.break_down()
     place.call()
-    place.memory = Memory()
+    place.memory = SharedMemory()
     Place(policy=CAP_2, other=place, session="00000000000000bb").starts()
     assert places(place) == [1]  # the row id of the first call in the other store
     place.mend()

@@ -11,7 +11,7 @@ import pytest
 
 from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.memory import Memory
+from mcpguard.stores.memory import SharedMemory
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
 from mcpguard.stores.sqlite.log_records import START, pack
@@ -325,7 +325,7 @@ def test_an_outcome_of_an_earlier_call_reaches_its_row(tmp_path: Path, *, is_of_
 
 def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_that_store(tmp_path: Path) -> None:
     place = in_outage(tmp_path, 1)
-    place.memory = Memory()
+    place.memory = SharedMemory()
     place.failing = {"append": StoreUnavailable("not yet")}
     place.probe()  # the wrapper meets the second store, which fails
     place.call(1)

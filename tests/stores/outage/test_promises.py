@@ -105,7 +105,7 @@ class Outages(RuleBasedStateMachine):
         self.place.probe()
         assert self.place.store._store is not None
         totals = {"concurrent": 0, "calls": 0, "cost": 0, "errors": 0}
-        for held in MemoryStore(self.place.memory, clock=self.place.time).held():
+        for held in MemoryStore(self.place.memory, clock=self.place.time).counters():
             totals[label_parts(held.label).counts] = held.used
         assert totals["concurrent"] == len(self.in_flight)
         if not self.has_lost_data:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.outage import store as outage_store
 from mcpguard.stores.outage.log import Bounds
 from mcpguard.stores.outage.recovery import BATCH_CHARS
@@ -52,7 +52,7 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() ->
     place.break_down()
     during = place.one()
     place.ends(ended)
-    place.memory = Memory()
+    place.memory = SharedMemory()
     place.mend()
     place.ends(old)
     place.ends(during, "rpc_error")
@@ -139,7 +139,7 @@ def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_ab
     found = []
     for at_us in (3600_000_000 - 1, 3600_000_000, 3601_000_000 if n == 64 else 3600_000_000 + 3600_000_000 // 64):
         place.time.now_us = START_US + at_us
-        held = MemoryStore(place.memory, clock=place.time).held()
+        held = MemoryStore(place.memory, clock=place.time).counters()
         found.append([one.used for one in held if one.label == user.label])
     assert found == left
 

@@ -61,7 +61,7 @@ class Guard(Place):
 
 def used(opens: Opens) -> dict[str, int]:
     with contextlib.closing(opens()) as store:
-        return {label_parts(held.label).counts: held.used for held in store.held()}
+        return {label_parts(one.label).counts: one.used for one in store.counters()}
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
     assert list(tmp_path.glob("db-outage-*")) == []
     with contextlib.closing(opens()) as reader:
         assert len(list(reader.entries())) == 3 + 1
-        assert [held.used for held in reader.held()] == [3 + 1]
+        assert [one.used for one in reader.counters()] == [3 + 1]
     after.store.close()
     guard.store.close()
 

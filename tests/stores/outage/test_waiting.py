@@ -9,7 +9,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
 from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
@@ -23,7 +23,7 @@ class Door:
     """A wrapper whose store opens when the test says so."""
 
     def __init__(self, *, timeout_ms: int = 10) -> None:
-        self.memory = Memory()
+        self.memory = SharedMemory()
         self.go_on = threading.Event()
         self.failure: Exception | None = None
         self.closed = threading.Event()
@@ -42,7 +42,7 @@ class Door:
         return store
 
     def used(self) -> list[int]:
-        return [held.used for held in MemoryStore(self.memory, clock=self.time).held()]
+        return [held.used for held in MemoryStore(self.memory, clock=self.time).counters()]
 
     def decisions(self) -> list[object]:
         return [entry.record["decision"] for entry in MemoryStore(self.memory).entries()]

@@ -36,7 +36,7 @@ def works(store: Store) -> bool:
     store.adopt([(session.charges("report")[0].plan.counters[0], (-1, -1, 1))], token_hex())
     store.tend()
     entries = list(store.entries())
-    held = store.held()
+    held = store.counters()
     gone = store.reset([one.label for one in held])
     store.close()
     return (len(entries), [one.used for one in held], gone, entries[0].record["outcome"]) == (6, [6], 1, "ok")

@@ -65,7 +65,7 @@ def unavailable(words: str) -> Iterator[None]:
 
 def used(server: Server) -> list[int]:
     with closing(RedisStore(server.address, Options(timeout_ms=5000))) as patient:
-        return [held.used for held in patient.held()]
+        return [one.used for one in patient.counters()]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_budget(server: Server, mon
 
 def test_a_failure_of_a_read_is_reported_in_one_line(server: Server, caller: Caller) -> None:
     server.kill()
-    for read in (caller.store.entries, caller.store.newest, caller.store.held, lambda: [caller.store.reset(["x"])]):
+    for read in (caller.store.entries, caller.store.newest, caller.store.counters, lambda: [caller.store.reset(["x"])]):
         with unavailable("does not answer"):
             list(read())
 

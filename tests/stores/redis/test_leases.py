@@ -125,7 +125,7 @@ def test_a_denied_call_takes_no_place_away(guards: Guards, time: Time) -> None:
 def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time, *, ends_soon: bool) -> None:
     one, other = guards()
     one.decision()
-    assert other.store.reset([held.label for held in other.store.held()]) == 1
+    assert other.store.reset([one.label for one in other.store.counters()]) == 1
     assert other.decision() == "allowed"
     if ends_soon:
         one.end()

@@ -70,7 +70,7 @@ def test_the_rights_in_the_manual_are_enough_for_what_stores_do_beyond_their_con
     assert server.command("HEXISTS", "{mcpguard:crm}:counters", "7") == b":0\r\n"
     assert {entry.record["session"] for entry in store.entries()} == {session.journal.session}
     time.now_us += LEASE_US - 1
-    assert [held.used for held in store.held()] == [2, 2]
+    assert [one.used for one in store.counters()] == [2, 2]
     session.call("free", 500)  # more than there is room for
     deaf = Journal(session.journal.session)
     deaf.seq = session.journal.seq - 1

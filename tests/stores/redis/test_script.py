@@ -20,7 +20,7 @@ from mcpguard.session.audit import Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.redis.server import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import WALL_US, Time
@@ -195,7 +195,7 @@ class Pair:
         self.wall = Time(WALL_US)
         options = Options(namespace=os.urandom(8).hex(), timeout_ms=20_000)
         self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall, lease_us=FOREVER_US)
-        self.memory = Memory()
+        self.memory = SharedMemory()
         self.reference = Reference(self.memory, clock=self.time, wall=self.wall)
         self.journals = Journal("00000000000000aa"), Journal("00000000000000aa")
         self.forwarded: list[tuple[int, Plan]] = []
@@ -252,8 +252,8 @@ class Pair:
         found, now_us = self.store.peek(counters)
         assert now_us == self.time()
         assert [self.known(*one) for one in zip(found, counters, strict=True)] == self.wanted(counters)
-        held = [(one.label, one.used, one.log) for one in self.store.held()]
-        assert sorted(held) == sorted((one.label, one.used, one.log) for one in self.reference.held())
+        held = [(one.label, one.used, one.log) for one in self.store.counters()]
+        assert sorted(held) == sorted((one.label, one.used, one.log) for one in self.reference.counters())
 
     def take_all(self, plans: Sequence[Plan], steps: Sequence[Step]) -> Iterator[None]:
         """Take steps, and compare the counters after each."""

@@ -49,8 +49,8 @@ def test_a_namespace_of_any_name_has_keys_of_its_own(begin: Begin) -> None:
     one, other = begin(namespace="a"), begin(namespace="b}:counters {")
     assert [session.decisions("report", 6)[-2:] for session in (one, other)] == [["allowed", "rate_limited"]] * 2
     assert one.store.args_key != other.store.args_key
-    assert one.store.reset([held.label for held in one.store.held()]) == 1
-    assert [held.used for held in other.store.held()] == [5]
+    assert one.store.reset([one.label for one in one.store.counters()]) == 1
+    assert [one.used for one in other.store.counters()] == [5]
 
 
 def test_all_keys_of_a_namespace_are_in_one_slot(server: Server, begin: Begin) -> None:
@@ -71,7 +71,7 @@ def test_the_key_of_a_counter_expires_with_its_window(server: Server, begin: Beg
     assert 0 < short_ms <= 4000 + 4000 / 64 + rounded_ms
     assert 3_590_000 < long_ms <= 3_600_000 + 3_600_000 / 64 + rounded_ms
     wait_for(lambda: len(keys(server, "counter")) == 1, "a counter stays")
-    assert len(session.store.held()) == 1
+    assert len(session.store.counters()) == 1
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("counter", 'limit = "9/1h"'), ("in_flight", "concurrent = 9")])
@@ -133,7 +133,7 @@ def test_a_usual_call_takes_few_commands(server: Server, begin: Begin, limits: l
     session = begin('[[rule]]\ntool = "x"\nlimit = "{}"\n[[rule]]\nuser = "*"\nlimit = "{}"\n'.format(*limits))
     session.one("x")
     assert commands(server, lambda: session.one("x")) == USUAL + Counter(writes)
-    assert [held.used for held in session.store.held()] == [2, 2]
+    assert [one.used for one in session.store.counters()] == [2, 2]
 
 
 def test_a_denial_that_shares_a_row_writes_nothing(server: Server, begin: Begin) -> None:
@@ -146,7 +146,7 @@ def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_betwe
     session = begin('[[rule]]\ntool = "*"\nlimit = "9/1h"\n')
     for at in range(1200):
         session.one(f"tool {at}")
-    found = commands(server, lambda: [one.used for one in session.store.held()] == [1] * 1200 or pytest.fail("not all"))
+    found = commands(server, lambda: [one.used for one in session.store.counters()] == [1] * 1200 or pytest.fail("not all"))
     assert found["hgetall"] == 0 < found["hscan"]
 
 
@@ -159,7 +159,7 @@ def test_scripts_are_sent_again_to_a_restarted_server_and_no_call_fails(server: 
     assert session.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
     server.command("SCRIPT", "FLUSH")
     session.store.adopt([(session.charges("report")[0].plan.counters[0], (-1, -1, 1))], token_hex())
-    assert [held.used for held in session.store.held()] == [6]
+    assert [one.used for one in session.store.counters()] == [6]
 
 
 # what is not written whole
@@ -183,7 +183,7 @@ def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(server: 
     rights(server, "-" + command)
     with pytest.raises(StoreUnavailable, match=command):
         session.call("x")
-    assert [held.used for held in session.store.held()] == [1, 1, 1]
+    assert [one.used for one in session.store.counters()] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("command", ["mget", "xadd", "set", "hset"])
@@ -196,7 +196,7 @@ def test_a_decision_that_the_server_cannot_make_whole_counts_nothing_and_the_mis
         session.call("report")
     assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
     rights(server, "+" + command)
-    assert session.store.held() == []
+    assert session.store.counters() == []
     session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
     assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
 
@@ -327,7 +327,7 @@ def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost_and_n
     store.append(rows_after(session, session.journal.seq, *["allowed_unavailable"] * 4, time_us=1))
     assert told(store, session) == [(1, "allowed"), (2, "allowed"), *((seq, "allowed_unavailable") for seq in range(3, 7))]
     assert told(store, other) == [(1, "allowed")]
-    assert [held.used for held in store.held()] == [5]
+    assert [one.used for one in store.counters()] == [5]
 
 
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
@@ -361,7 +361,7 @@ def test_costs_of_outages_beyond_what_an_entry_holds_admit_no_call(server: Serve
     for write_back_id, adopted in ("a", log), ("b", (-1, -1, 1)):
         session.store.adopt([(counter, adopted)], write_back_id)
         assert session.decisions("x") == ["rate_limited"]
-    assert [held.used for held in session.store.held()] == [(1 << 32)]
+    assert [one.used for one in session.store.counters()] == [(1 << 32)]
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
@@ -372,14 +372,14 @@ def test_costs_of_outages_beyond_what_an_entry_holds_admit_no_call(server: Serve
 def replies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each later reply to a search has."""
     counts: list[int] = []
-    ask = redis_server.Server.ask_together
+    ask = redis_server.RedisServer.ask_together
 
     def noting(*args: Any) -> list[Any]:
         pages = ask(*args)
         counts.append(sum(map(len, pages)))
         return pages
 
-    monkeypatch.setattr(redis_server.Server, "ask_together", noting)
+    monkeypatch.setattr(redis_server.RedisServer, "ask_together", noting)
     return counts
 
 

@@ -118,7 +118,7 @@ def drain(store: SqliteStore) -> None:
 
 def used(store: SqliteStore) -> list[int]:
     """What the counters hold that are not empty."""
-    return sorted(held.used for held in store.held())
+    return sorted(one.used for one in store.counters())
 
 
 def ask(path: Path, question: str) -> Any:

@@ -13,7 +13,7 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import upkeep
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, identity
 
@@ -67,7 +67,7 @@ def path(tmp_path: Path, harm: str) -> Path:
 )
 def test_all_rows_but_a_damaged_one_are_read_and_it_is_named_once(path: Path, wanted: Wanted | None, harm: str) -> None:
     told: list[str] = []
-    with contextlib.closing(Reader(path, notify=told.append)) as reader:
+    with contextlib.closing(SqliteReader(path, notify=told.append)) as reader:
         for _ in range(2):
             assert [one.row_id for one in reader.entries(wanted=wanted)] == [1, 3]
             assert [one.row_id for one in reader.newest(wanted=wanted)] == [3, 1]
@@ -92,6 +92,6 @@ def test_old_rows_are_deleted_beside_a_damaged_one(path: Path, monkeypatch: pyte
         Session(store, LIMIT, session="d" * 16).one("x")
         store._upkeep.has_more_to_do = True
         store.tend()
-    with contextlib.closing(Reader(path, notify=print)) as reader:
+    with contextlib.closing(SqliteReader(path, notify=print)) as reader:
         assert {one.row_id for one in reader.entries()} == {4}
     assert sum(SqliteAddress(str(path)).prune(Options(), later)) <= 1

@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite import call_log, database, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.notes import leave_note
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from tests.build import WALL_US, Session
 from tests.missing import make_link
 from tests.stores.conftest import FakeClock, around_next, raising
@@ -75,7 +75,7 @@ def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, p
     other.call("x", 2)
     drain(other.store)
     assert used(one.store) == used(other.store) == [5]
-    with contextlib.closing(Reader(tmp_path / "link.db")) as reader:
+    with contextlib.closing(SqliteReader(tmp_path / "link.db")) as reader:
         assert [entry.row_id for entry in reader.entries()] == [1, 2, 3, 4, 5]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link.db", "state"]
     assert other.store.warnings == ()
@@ -105,9 +105,9 @@ def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(tmp_pat
         shutil.copytree(path.parent, left)  # as a SIGKILL at this moment leaves it
         writer.execute("ROLLBACK")
     assert (left / "mcpguard.db-journal").stat().st_size > 4096
-    with contextlib.closing(Reader(left / path.name)) as reader:
+    with contextlib.closing(SqliteReader(left / path.name)) as reader:
         assert [entry.record["seq"] for entry in reader.entries()] == [1, 2, 3, 4, 5]
-        assert [held.used for held in reader.held()] == [5]
+        assert [one.used for one in reader.counters()] == [5]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader._db.execute("DELETE FROM audit")
 
@@ -116,18 +116,18 @@ def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(tmp_pat
 def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor_alone(path: Path, open_store: Open) -> None:
     store = open_store(clock=None)
     Session(store, MANY).call("x", 2)
-    with contextlib.closing(Reader(path)) as reader:
-        assert [held.used for held in reader.held()] == [2]
+    with contextlib.closing(SqliteReader(path)) as reader:
+        assert [one.used for one in reader.counters()] == [2]
         for file in path.parent.glob("mcpguard.db*"):
             file.unlink()
-        assert [held.used for held in reader.held()] == [2]
+        assert [one.used for one in reader.counters()] == [2]
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
             writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
             writer.execute("BEGIN IMMEDIATE")
             writer.execute("CREATE TABLE new (x)")
             writer.execute("INSERT INTO new VALUES (zeroblob(50000))")
             with pytest.raises(StoreUnavailable, match="was removed or replaced"):
-                reader.held()
+                reader.counters()
             writer.execute("COMMIT")
             assert writer.execute("SELECT length(x) FROM new").fetchone() == (50_000,)
 
@@ -142,7 +142,7 @@ def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_lis
     after = begin()
     assert after.one("x").remaining == 2
     drain(after.store)
-    assert after.store.held() == begin().store.held() == []
+    assert after.store.counters() == begin().store.counters() == []
     assert begin().one("x").remaining == 1
 
 
@@ -196,7 +196,7 @@ def test_a_reset_has_room_in_a_full_log_which_is_drained(begin: Begin, monkeypat
             drain(other)
 
         monkeypatch.setattr(clock, "sleep", other_drains)
-    assert store.reset([held.label for held in store.held()]) == 1
+    assert store.reset([one.label for one in store.counters()]) == 1
     assert used(store) == []
 
 

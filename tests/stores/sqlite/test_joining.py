@@ -20,7 +20,7 @@ from mcpguard.stores.sqlite import database, opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
-from mcpguard.stores.sqlite.upkeep import Upkeep
+from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.stores.conftest import broken, open_descriptors
 from tests.stores.sqlite.conftest import Begin, Open, drain, used
 
@@ -76,7 +76,7 @@ def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_s
 def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path, begin: Begin) -> None:
     session = begin()
     session.call("x")
-    with broken(Upkeep, "drain", MemoryError()):
+    with broken(SqliteUpkeep, "drain", MemoryError()):
         session.store.close()
     assert not is_open(path)
 
@@ -200,7 +200,7 @@ def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_kno
     drain(session.store)
     session.call("x", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Upkeep, "drain", lambda *_: False)
+        patch.setattr(SqliteUpkeep, "drain", lambda *_: False)
         session.store.close()
     with another_program(path, "reads"):
         late = begin()

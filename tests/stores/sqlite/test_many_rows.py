@@ -14,12 +14,12 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import DISORDER_US, Options, StoredRow, Wanted
 from mcpguard.stores.sqlite import draining, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.text.printing import compact
 from tests.build import WALL_US, Time
 from tests.stores.sqlite.conftest import MANY, Begin, OnFile, Open, Times, drain
 
-Fill = Callable[..., Reader]
+Fill = Callable[..., SqliteReader]
 
 
 @pytest.fixture
@@ -27,12 +27,12 @@ def fill(open_store: Open) -> Iterator[Fill]:
     """Writes rows, moves them into the database, and reads them."""
     with contextlib.ExitStack() as opened:
 
-        def do(count: int, *, detail: str | None = None, users: int = 1) -> Reader:
+        def do(count: int, *, detail: str | None = None, users: int = 1) -> SqliteReader:
             store = open_store()
             contexts = [compact({"session": "aa", "namespace": "default", "user": f"user-{at % users}"}) for at in range(count)]
             store.append([Row(WALL_US + at, at + 1, "allowed", one, detail=detail) for at, one in enumerate(contexts)])
             drain(store)
-            return opened.enter_context(contextlib.closing(Reader(store.path)))
+            return opened.enter_context(contextlib.closing(SqliteReader(store.path)))
 
         yield do
 

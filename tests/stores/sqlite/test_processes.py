@@ -18,8 +18,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.sqlite import call_log
-from mcpguard.stores.sqlite.in_flight import sweep
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.places import sweep
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
 from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one, tell
@@ -91,11 +91,11 @@ def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path,
     caller = Caller(open_store(), CAPPED)
     worker = busy(2)
     counters = caller.charges("x")[0].plan.counters
-    with contextlib.closing(Reader(path)) as reader:
-        assert [held.used for held in reader.held()] == [2]
+    with contextlib.closing(SqliteReader(path)) as reader:
+        assert [one.used for one in reader.counters()] == [2]
         assert len(reader.peek(counters)[0][0]) == 2
         kill(worker)
-        assert reader.held() == caller.store.held() == []
+        assert reader.counters() == caller.store.counters() == []
         assert reader.peek(counters)[0] == [()]
 
 
@@ -120,7 +120,7 @@ def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(p
     assert {*seated} == {"seated"}
     assert len(seated) > 100
     with contextlib.closing(SqliteStore(path)) as store:
-        assert store.held() == []
+        assert store.counters() == []
         caller = Caller(store, CAPPED.replace("2", str(SEATS)))
         assert caller.words(*["x"] * (SEATS + 1)) == ["allowed"] * SEATS + ["rate_limited"]
         caller.store.settle([Ending(*call, False) for call in caller.flying])
@@ -156,7 +156,7 @@ def test_a_call_in_flight_keeps_its_place_while_its_store_is_closed_and_opened_a
     assert len(owner_files(path)) == 1
     kill(other)
     with contextlib.closing(SqliteStore(path)) as store:
-        assert store.held() == []
+        assert store.counters() == []
 
 
 def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes_the_store(path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, 
     caller = Caller(store, CAPPED)
     caller.decide("x", "x")
     tend(store)
-    store.reset([held.label for held in store.held()])
+    store.reset([one.label for one in store.counters()])
     tend(store)
     assert rows(path, "in_flight") == 0
     assert caller.words("x") == ["allowed"]
@@ -241,7 +241,7 @@ def test_an_owner_whose_file_is_swept_takes_another_name(path: Path, open_store:
     assert caller.words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
     (file,) = owner_files(path)
     assert swept != [file]
-    assert [held.used for held in open_store().held()] == [2]
+    assert [one.used for one in open_store().counters()] == [2]
 
 
 def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open) -> None:

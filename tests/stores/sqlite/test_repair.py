@@ -14,9 +14,9 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.log_records import Position
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
-from mcpguard.stores.sqlite.upkeep import Upkeep
+from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import Session, Time
 from tests.stores.sqlite.conftest import MANY
 
@@ -40,7 +40,7 @@ def call(path: Path, times: int, session: str, *, stays_in_the_log: bool = False
         for _ in range(times):
             calls.one("x")
         if stays_in_the_log:
-            patch.setattr(Upkeep, "drain", lambda *_: False)
+            patch.setattr(SqliteUpkeep, "drain", lambda *_: False)
             store.close()
 
 
@@ -104,14 +104,14 @@ def test_a_store_is_read_as_a_wrapper_repairs_it_and_the_loss_is_told_once(
     harmed(path)
     before = {one: one.read_bytes() for one in path.parent.iterdir()}
     told: list[str] = []
-    with contextlib.closing(Reader(path, notify=told.append)) as reader:
+    with contextlib.closing(SqliteReader(path, notify=told.append)) as reader:
         reader.clock = Time()
-        rows, newest, held = list(reader.entries()), list(reader.newest()), reader.held()
+        rows, newest, held = list(reader.entries()), list(reader.newest()), reader.counters()
         counted = [count for some in reader.tally() for one in some.calls.values() for count in one.values()]
         outcomes = reader.outcomes_of([1, 2, 3])
     assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
     with opened(path) as store:
-        assert (rows, newest, held) == (list(store.entries()), list(store.newest()), store.held())
+        assert (rows, newest, held) == (list(store.entries()), list(store.newest()), store.counters())
         assert outcomes == store.outcomes_of([1, 2, 3])
         assert told == list(store.warnings)
     assert sum(counted) == len(rows) >= 3
@@ -131,19 +131,19 @@ def test_after_a_reboot_windows_that_have_passed_are_over_for_a_reader(tmp_path:
     with contextlib.closing(SqliteStore(path, clock=lambda: wall_us() - 2 * 3_600_000_000)) as store:
         Session(store, MANY).call("x", 3)
     monkeypatch.setattr(clock, "base_id", lambda: "another boot")
-    for kind in Reader, SqliteStore:
+    for kind in SqliteReader, SqliteStore:
         with contextlib.closing(kind(path)) as opened:
-            assert opened.held() == []
+            assert opened.counters() == []
 
 
 def test_a_reader_that_follows_a_store_goes_on_when_a_wrapper_has_repaired_it(path: Path) -> None:
     with_an_older_log(path)
-    with contextlib.closing(Reader(path)) as reader:
+    with contextlib.closing(SqliteReader(path)) as reader:
         reader.clock = Time()
         last = list(reader.entries())[-1].row_id
         call(path, 2, "c", stays_in_the_log=True)
         assert [entry.record["session"] for entry in reader.entries(after=last)] == ["c" * 16] * 2
-        assert [one.used for one in reader.held()] == [7]
+        assert [one.used for one in reader.counters()] == [7]
 
 
 def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_log(path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_
     call(path, 2, "c")
     with opened(path) as store:
         assert [str(entry.record["session"])[0] for entry in store.entries()] == ["a"] * 3 + ["c"] * 2
-        assert [one.used for one in store.held()] == [5]
+        assert [one.used for one in store.counters()] == [5]
 
 
 def test_a_reader_that_upkeep_overtakes_starts_over_and_tells_no_loss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_a_reader_that_upkeep_overtakes_starts_over_and_tells_no_loss(path: Path
         monkeypatch.setattr(database, "position", position)
         return Position(5, 1, b"gone")
 
-    with contextlib.closing(Reader(path, notify=told.append)) as reader:
+    with contextlib.closing(SqliteReader(path, notify=told.append)) as reader:
         monkeypatch.setattr(database, "position", overtaken)
         assert [one.row_id for one in reader.entries()] == [1, 2, 3]
     assert told == []

@@ -13,7 +13,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import Limit, live
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.sqlite import call_log, log_lines, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -57,7 +57,7 @@ class Twins:
         self.path = path
         self.policy = policy
         self.time, self.wall = Time(), Time(WALL_US)
-        self.memory = Memory()
+        self.memory = SharedMemory()
         self.opened: list[SqliteStore] = []
         self.stores = [Caller(self.open(), policy, session=f"{at:016x}") for at in range(3)]
         self.references = [
@@ -114,7 +114,7 @@ class Twins:
             caller.store.tend()
 
     def reset(self, at: int) -> None:
-        label = max((held.label for held in self.references[at].store.held()), default="none")
+        label = max((held.label for held in self.references[at].store.counters()), default="none")
         one, other = [caller.store.reset([label]) for caller in self.pair(at)]
         assert one == other
 
@@ -152,7 +152,7 @@ class Twins:
 
     def compare(self) -> None:
         store, reference = self.stores[0].store, self.references[0].store
-        assert sorted(store.held()) == sorted(reference.held())
+        assert sorted(store.counters()) == sorted(reference.counters())
         shown, expected = ([entry.record for entry in one.entries()] for one in (store, reference))
         assert shown == expected
         assert [entry.record for entry in store.newest()] == expected[::-1]

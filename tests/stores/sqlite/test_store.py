@@ -27,7 +27,7 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import call_log, database, log_records, opening, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack_log, unpack_log
-from mcpguard.stores.sqlite.reader import Reader
+from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
 from tests.callers import Caller
@@ -74,7 +74,7 @@ def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
     with contextlib.closing(SqliteStore(path)) as store:
         assert decisions(store, 6) == ["allowed"] * 5 + ["rate_limited"]
     assert path.stat().st_size > 0
-    with contextlib.closing(Reader(path)) as reader:
+    with contextlib.closing(SqliteReader(path)) as reader:
         assert len(list(reader.newest())) == 6
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
@@ -104,9 +104,9 @@ def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
     path: Path, open_store: Open, owner: object, name: str, what: str
 ) -> None:
     decisions(open_store(), 1)
-    with contextlib.closing(Reader(path)) as found:
+    with contextlib.closing(SqliteReader(path)) as found:
         assert found.args_key
-        asked: list[Callable[[], object]] = [found.held]
+        asked: list[Callable[[], object]] = [found.counters]
         if owner is not clock:
             asked += [lambda: list(found.rows()), lambda: list(found.newest())]
         told = re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
@@ -159,8 +159,8 @@ def test_what_is_wrong_with_a_database_and_what_to_do_is_told_and_it_stays_as_it
     before = contents(path)
 
     def read() -> None:
-        with contextlib.closing(Reader(path)) as reader:
-            reader.held()
+        with contextlib.closing(SqliteReader(path)) as reader:
+            reader.counters()
 
     for use in (read, open_store, open_store):
         with pytest.raises(StoreUnavailable, match=f"^{re.escape(str(path))} .*({what})") as raised:
@@ -407,7 +407,7 @@ def test_time_does_not_run_back_over_a_reboot_if_only_the_call_log_has_the_newes
     session.call("y")
     machine.boot.pass_s(3600)
     session.call("x", 5)
-    with broken(upkeep.Upkeep, "_write", sqlite3.OperationalError("database or disk is full")):
+    with broken(upkeep.SqliteUpkeep, "_write", sqlite3.OperationalError("database or disk is full")):
         first.close()
     assert rows(path, "counter") == 0
     machine.reboots()
@@ -524,18 +524,18 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
     end = session.store._follower.at
     assert session.decisions("x") == ["rate_limited"]
     assert session.store._follower.at == end
-    other.store.reset([session.store.held()[0].label])
+    other.store.reset([session.store.counters()[0].label])
     assert session.decisions("x") == ["allowed"]
 
 
 def test_closing_moves_all_records_into_the_database_and_reopening_changes_nothing(path: Path, open_store: Open) -> None:
     store = open_store()
     decisions(store, 6)
-    before = (store.held(), list(store.entries()), store.args_key)
+    before = (store.counters(), list(store.entries()), store.args_key)
     store.close()
     assert rows(path) == 6
     again = open_store()
-    assert (again.held(), list(again.entries()), again.args_key) == before
+    assert (again.counters(), list(again.entries()), again.args_key) == before
     again.close()
     Path(log_path(path)).unlink()
     assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
