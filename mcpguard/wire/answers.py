@@ -125,7 +125,7 @@ def _answer(message: object) -> Answer | None:
 
 
 def _may_have_id(line: bytes) -> bool:
-    return b'"id"' in line or _ESCAPED in line
+    return not _NO_ANSWER.match(line) and (b'"id"' in line or _ESCAPED in line)
 
 
 class AnswerLines:
@@ -134,6 +134,7 @@ class AnswerLines:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._held = 0
+        self._is_skipping = False  # whether the line that has begun is no answer
 
     @property
     def is_between_frames(self) -> bool:
@@ -170,7 +171,11 @@ class AnswerLines:
         return [line] if _may_have_id(line.frame) else []
 
     def _hold(self, part: bytes) -> None:
+        if not self._held:  # a look at the beginning: to join a long line, and to search it for an id, takes as long as to pass it on
+            self._is_skipping = _NO_ANSWER.match(part) is not None
         self._held += len(part)
+        if self._is_skipping:
+            return
         self._parts.append(part)
         if self._held > MAX_PARSED_ANSWER_BYTES:
             kept = b"".join(self._parts)
