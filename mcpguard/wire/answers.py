@@ -171,7 +171,7 @@ class AnswerLines:
         return [line] if _may_have_id(line.frame) else []
 
     def _hold(self, part: bytes) -> None:
-        if not self._held:  # a look at the beginning: to join a long line, and to search it for an id, takes as long as to pass it on
+        if not self._held:  # one look at the beginning: to join and to search a long line takes as long as to pass it on
             self._is_skipping = _NO_ANSWER.match(part) is not None
         self._held += len(part)
         if self._is_skipping:
