@@ -230,6 +230,12 @@ def test_the_chunks_of_a_stream_make_no_difference_to_its_answers(lines: list[by
     assert found == [answer for answer in map(read_answer, complete) if answer]
 
 
+def test_a_part_of_an_answer_that_begins_as_a_notification_does_belongs_to_the_answer() -> None:
+    line = b'{"jsonrpc":"2.0","id":7,"result":{"seen":[{"method":"n"}],"isError":true}}\n'
+    (frame,) = feed_cut(line, [line.index(b'{"method"')])
+    assert read_answer(frame) == Answer("7", "tool_error")
+
+
 @pytest.mark.parametrize("first", [1, 10, 25, 60, 65_536])
 @pytest.mark.parametrize(("at", "wanted"), [(0, Answer("7", "unparsed")), (2, Answer("7", "unparsed"))])
 def test_a_frame_too_large_to_parse_is_an_answer_however_its_first_bytes_were_cut(at: int, wanted: Answer, first: int) -> None:
