@@ -44,16 +44,16 @@ def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> 
     with settings.change_store() as store:
         labels = [(one, label_parts(one.label)) for one in store.counters()]
         labels = [one for one in labels if one[1].namespace == settings.namespace and all_match(given(names), _members(one[1]))]
-        found = [held for held, label in labels if not label.is_mark]
+        found = [use for use, label in labels if not label.is_mark]
         if not found:
             click.echo("no counter in use matches", err=as_json)
             return None
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
-        store.reset([held.label for held, _ in labels])
-    for held in found:
-        click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
+        store.reset([use.label for use, _ in labels])
+    for use in found:
+        click.echo(json.dumps(_as_json(use)) if as_json else _text(use))
     click.echo(f"{amount(len(found), 'counter')} reset", err=as_json)
     return None
 
@@ -63,21 +63,21 @@ def _members(label: Label) -> dict[str, str]:
     return label.values | {key: ",".join(texts) for key, texts in label.shared.items()}
 
 
-def _as_json(held: CounterUse) -> dict[str, object]:
+def _as_json(use: CounterUse) -> dict[str, object]:
     """A counter, and what it held."""
-    counter = label_parts(held.label)
+    counter = label_parts(use.label)
     return {
         "namespace": counter.namespace,
         **counter.values,
         "together": counter.shared,
         **({} if counter.counts == "calls" else {"counts": counter.counts}),
         "window_seconds": counter.window_us // 1_000_000,
-        "used": held.used,
+        "used": use.used,
     }
 
 
-def _text(held: CounterUse) -> str:
-    return printable(f"{counter_text(held.label)}: {used_text(held)}")
+def _text(use: CounterUse) -> str:
+    return printable(f"{counter_text(use.label)}: {used_text(use)}")
 
 
 def _agreed(found: list[CounterUse]) -> bool:
@@ -87,9 +87,9 @@ def _agreed(found: list[CounterUse]) -> bool:
     return click.confirm(f"Reset {amount(len(found), 'counter')}?", err=True)
 
 
-def used_text(held: CounterUse) -> str:
+def used_text(use: CounterUse) -> str:
     """What a counter holds: `5 calls in the last hour`, `2 calls in flight`."""
-    counter = label_parts(held.label)
+    counter = label_parts(use.label)
     noun = {"cost": "unit", "errors": "error"}.get(counter.counts, "call")
     where = "in flight" if counter.counts == "concurrent" else f"in the last {window(counter.window_us)}"
-    return f"{amount(held.used, noun)} {where}"
+    return f"{amount(use.used, noun)} {where}"

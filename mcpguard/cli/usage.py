@@ -278,14 +278,15 @@ def usage(settings: Settings, live: bool, rows: int | None, as_json: bool, **nam
         give_way()
         watch(settings, file, policy, is_selected, rows)
     with settings.read_store() as store:
-        held = store.counters()
+        counters = store.counters()
         _, now_us = store.peek(())
-        found = [one for one in LimitFinder(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+        usages = LimitFinder(policy, settings.namespace).usages(counters, now_us)
+        found = [one for one in usages if is_selected(one.counter)][:rows]
     if as_json:
         lines = [json.dumps(usage_as_json(one)) for one in found]
     else:
         lines = table(found, width_of_terminal()) if found and sys.stdout.isatty() else [plain(one) for one in found]
         if not found and rows != 0:
-            say("no counter holds calls" + (", or none matches" if held else ""))
+            say("no counter holds calls" + (", or none matches" if counters else ""))
     for line in lines:
         click.echo(line)

@@ -73,14 +73,14 @@ class LimitFinder:
             self._parts.setdefault((rule.counts, rule.per, json.dumps(rule.shared)), []).append(rule)
         self._empty = lru_cache(_KNOWN)(self._empty_of)
 
-    def usages(self, held: Iterable[CounterUse], now_us: int) -> list[Usage]:
+    def usages(self, counters: Iterable[CounterUse], now_us: int) -> list[Usage]:
         """The usage of the namespace's counters, the least left first. Counters without a rule come last.
 
         Args:
-            held: The counters of a store.
+            counters: The counters of a store.
             now_us: The store's time.
         """
-        found = [_used(one, used, log, now_us) for label, used, log in held if (one := self._empty(label))]
+        found = [_used(one, used, log, now_us) for label, used, log in counters if (one := self._empty(label))]
         return sorted(found, key=_order)
 
     def _empty_of(self, label: str) -> Usage | None:
@@ -209,9 +209,9 @@ class Watcher:
         self._take_up_policy()
         before = self._last_id
         self._count()
-        held = self._store.counters()
+        counters = self._store.counters()
         _, now_us = self._store.peek(())
-        usages = [one for one in self._limits.usages(held, now_us) if self._is_selected(one.counter)]
+        usages = [one for one in self._limits.usages(counters, now_us) if self._is_selected(one.counter)]
         if self._counted and any(denied for _, denied in self._counted[-1][1]):
             self._note_denials(before)
         return View(usages, self._rates(denied=False), self._rates(denied=True), list(self._denials), self._trouble)

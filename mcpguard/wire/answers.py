@@ -124,7 +124,7 @@ def _answer(message: object) -> Answer | None:
     return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", wanted)
 
 
-def _may_have_id(line: bytes) -> bool:
+def _may_be_answer(line: bytes) -> bool:
     return not _NO_ANSWER.match(line) and (b'"id"' in line or _ESCAPED in line)
 
 
@@ -142,13 +142,13 @@ class AnswerLines:
         return not self._held
 
     def feed(self, chunk: bytes) -> list[Line]:
-        """The lines that `chunk` completes, except those without an id."""
+        """The lines that `chunk` completes, except those that cannot be answers."""
         *lines, rest = chunk.split(b"\n")
         begun = []
         if lines and self._held:
             self._hold(lines.pop(0))
             begun = self._finish()
-        found = [*begun, *[Line(line) for line in lines if _may_have_id(line)]]
+        found = [*begun, *[Line(line) for line in lines if _may_be_answer(line)]]
         if rest:
             self._hold(rest)
         return found
@@ -168,7 +168,7 @@ class AnswerLines:
         line = Line(b"".join(self._parts), self._held <= MAX_PARSED_ANSWER_BYTES)
         self._parts.clear()
         self._held = 0
-        return [line] if _may_have_id(line.frame) else []
+        return [line] if _may_be_answer(line.frame) else []
 
     def _hold(self, part: bytes) -> None:
         if not self._held:  # one look at the beginning: to join and to search a long line takes as long as to pass it on

@@ -42,7 +42,7 @@ def test_an_ending_that_changes_nothing_does_not_use_the_store(place: Place) -> 
     caller.end()
 
 
-def test_held_and_peek_tell_the_calls_in_flight(place: Place) -> None:
+def test_counters_and_peek_tell_the_calls_in_flight(place: Place) -> None:
     caller = Caller(place.open(), TWO_IN_FLIGHT)
     caller.decide("report", "report")
     (row_id, plan), (other_id, _) = caller.flying

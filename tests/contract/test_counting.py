@@ -68,7 +68,7 @@ def test_namespaces_share_nothing(place: Place) -> None:
     assert {entry.record["namespace"] for entry in one.store.entries()} == {"one", "two"}
 
 
-def test_held_returns_the_counters_that_are_not_empty_now(place: Place) -> None:
+def test_a_store_tells_the_counters_that_are_not_empty_now(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "9/1h"]\n')
     session.call("report", 3)
     place.pass_ms(30_000)

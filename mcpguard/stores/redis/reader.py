@@ -58,7 +58,7 @@ class RedisReader:
         index: dict[bytes, bytes] = {}
         for _, piece in scan(lambda command: self._server.ask(command)[0], self._server.keys.labels):
             index |= piece
-        held: list[CounterUse] = []
+        uses: list[CounterUse] = []
         counters = [Counter(int(key), label.decode(), label_parts(label.decode()).window_us) for key, label in index.items()]
         for at in range(0, len(counters), _BATCH):
             some = counters[at : at + _BATCH]
@@ -66,8 +66,8 @@ class RedisReader:
             for (_, label, window_us), found_state in zip(some, found, strict=True):
                 live = sliding.live(found_state, window_us, now_us) if window_us else EMPTY
                 used = sliding.used(live) if window_us else len(found_state)
-                held += [CounterUse(label, used, live)] if used else []
-        return held
+                uses += [CounterUse(label, used, live)] if used else []
+        return uses
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""

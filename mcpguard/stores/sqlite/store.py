@@ -215,7 +215,7 @@ class SqliteStore:
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
-        held = {one.label for one in self.counters()}
+        used = {one.label for one in self.counters()}
         lines = [log_lines.emptied_line(counter_id(label)) for label in labels]
         try:
             self._publish(lines)
@@ -224,7 +224,7 @@ class SqliteStore:
                 if not self._upkeep.drain(self._timeout_s):  # another process may be draining it
                     self._upkeep.await_drained(full.drained_end, self._timeout_s)
             self._publish(lines)
-        return len(held & set(labels))
+        return len(used & set(labels))
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
