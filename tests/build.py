@@ -16,7 +16,7 @@ from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
-from mcpguard.session.machine import LogLine, LookUp
+from mcpguard.session.machine import LogLine
 from mcpguard.session.machine import Session as Machine
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import CallStore, Store
@@ -127,9 +127,7 @@ class Wrapper:
 
     def requests(self, *lines: bytes | Refusal) -> list[DecisionRequest]:
         """All requests for the store when the client writes lines. A relay would receive them in portions."""
-        messages = read(lines)
-        self.machine.look_up(messages)
-        return [*self.machine.judge(messages, 0), *self.machine._to_decide]
+        return [*self.machine.judge(read(lines), 0), *self.machine._to_decide]
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
         """The requests of `times` calls that the client makes at once."""
@@ -202,7 +200,11 @@ class Talk(Session):
         self.to_client: list[Any] = []
         self.forwarded_bytes: list[bytes] = []
         self.logs: list[LogLine] = []
-        self.looked_up: list[LookUp] = []
+        self.noted: dict[str, str] = {}  # the notes that hooks have left
+        self.looked_up: list[str] = []  # the keys of the notes that were looked up
+        self.unread: list[object] = []  # what the server has written and the session has not read
+        self.machine.read_answers = self.read_answers
+        self.machine.requests.take_note = self.take_note
         self.together: list[int] = []  # how many requests were decided at once
         self.verdicts: list[Verdict] = []
         self.recorded: list[int] = []  # how many outcomes were recorded at once
@@ -240,11 +242,16 @@ class Talk(Session):
 
     def client(self, *lines: bytes | Refusal, noted: Mapping[str, str] | None = None) -> list[str]:
         """The client writes lines, all read at once; hooks have noted agents for some of them."""
-        messages = read(lines)
-        if look_up := self.machine.look_up(messages):
-            self.looked_up.append(look_up)
-        notes = {one: noted[one] for one in look_up.notes if one in noted} if look_up and noted else None
-        return self.carry_out(self.machine.judge(messages, self.time(), notes))
+        self.noted |= noted or {}
+        return self.carry_out(self.machine.judge(read(lines), self.time()))
+
+    def take_note(self, key: str) -> str | None:
+        self.looked_up.append(key)
+        return self.noted.pop(key, None)
+
+    def read_answers(self) -> None:
+        unread, self.unread = self.unread, []
+        self.server_wrote(*unread)
 
     def client_calls(self, tool: str, *request_ids: object, **params: object) -> list[str]:
         """The client calls a tool once for each id, all read at once."""
@@ -252,10 +259,13 @@ class Talk(Session):
 
     def server(self, *messages: object) -> list[str]:
         """The server writes messages, and outcomes are recorded some time later."""
+        self.server_wrote(*messages)
+        return self.record()
+
+    def server_wrote(self, *messages: object) -> None:
         stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
         self.machine.server_wrote(self.lines.feed(stream), self.time())
         self.settle()
-        return self.record()
 
     def answer(self, request_id: object, **result: object) -> None:
         """The server answers a request with a result."""

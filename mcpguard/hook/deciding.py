@@ -197,10 +197,11 @@ class HookDecision:
             return None
         params = {"name": call.tool, "arguments": call.arguments, "_meta": {meta.COPILOT_CALL_ID: _KEY}}
         frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id), params)
+        session.requests.take_note = lambda _: call.agent  # as the wrapper finds it in the note of a hook
         if call.has_failed:
-            self._count_failure(session.requests.of_call(frame, "", call.agent or None))
+            self._count_failure(session.requests.of_call(frame, ""))
             return None
-        asked = session.judge([frame], 0, {_KEY: call.agent} if call.agent else None)
+        asked = session.judge([frame], 0)
         if session.unwritten:
             store.use(lambda store: store.append(session.rows(wall_us())))
         verdict = None

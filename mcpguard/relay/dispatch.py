@@ -12,7 +12,7 @@ from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.wire.frames import Frame, Refusal, id_key
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.session.machine import LookUp, Session
+    from mcpguard.session.machine import Session
     from mcpguard.session.verdict import DecisionRequest
     from mcpguard.stores.api import CallStore
     from mcpguard.wire.answers import AnswerLines, Line
@@ -158,6 +158,8 @@ class Dispatcher:
         with self._lock:
             self.session = session
             self._store = store
+            session.read_answers = lambda: self._read_answers(session)
+            session.requests.take_note = lambda key: self._take_note(session, key)
             for messages, now_us in self._early:
                 session.judge(messages, now_us)  # there is no call among them, and the server has the frames
                 session.output()
@@ -186,9 +188,7 @@ class Dispatcher:
         """As `dispatch`, for messages from the client, and for the held calls that are due; see `Session.judge`."""
         with self._lock:
             session = self._told() if self._posted or self.session is None else self.session
-            needed = session.look_up(messages)
-            notes = self._look_up(session, needed) if needed else None
-            return self._carry_out(session, session.judge(messages, now_us, notes, alone=alone))
+            return self._carry_out(session, session.judge(messages, now_us, alone=alone))
 
     def _told(self) -> "Session":
         """The session, which has been told of what was posted."""
@@ -198,13 +198,10 @@ class Dispatcher:
             self._posted.popleft()(session)
         return session
 
-    def _look_up(self, session: "Session", needed: "LookUp") -> dict[str, str]:
-        if needed.answers:
-            self._read_answers(session)
-        if needed.notes:
-            with contextlib.suppress(StoreUnavailable):
-                return self._store.take_notes(session.namespace, needed.notes)
-        return {}
+    def _take_note(self, session: "Session", key: str) -> str | None:
+        with contextlib.suppress(StoreUnavailable):
+            return self._store.take_notes(session.namespace, [key]).get(key)
+        return None
 
     def _carry_out(self, session: "Session", asked: "Sequence[DecisionRequest]") -> bytes:
         """Have the store decide what the session asks for, and carry out what comes of it; returns frames for the server."""

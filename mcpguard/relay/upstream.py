@@ -153,7 +153,7 @@ class Upstream:
         """
         try:
             messages = self._reader.read(lines)
-            if not self._dispatcher.is_guarding.is_set():
+            if self._dispatcher.session is None:
                 to_server = self._dispatcher.pass_early(messages, monotonic_us())
                 if to_server is not None:
                     return to_server

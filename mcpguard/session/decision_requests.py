@@ -81,6 +81,8 @@ class DecisionRequests:
         policy: The policy in force, or the reason why there is none.
         client_name: The client's name in the handshake; None if it gave none.
         callers: The callers that are remembered.
+        take_note: Called with the key of a note that a hook may have left for a call: removes the note and returns its text;
+            None if there is none.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class DecisionRequests:
         self.policy = policy
         self.client_name: str | None = None
         self.callers: dict[_Names, Caller] = {}
+        self.take_note: Callable[[str], str | None] = lambda _: None
         self._session = session
         self._namespace = namespace
         self._arguments = arguments
@@ -118,13 +121,13 @@ class DecisionRequests:
             self.policy = policy
             self.callers.clear()
 
-    def of_call(self, frame: Frame, key: str, noted: str | None) -> DecisionRequest:
+    def of_call(self, frame: Frame, key: str, noted: str | None = None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
         Args:
             frame: The call.
             key: The `id_key` of its id.
-            noted: The note that a hook left for it; None if no hook did.
+            noted: The note that a hook left for it, empty if no hook did; None if that is not known yet.
         """
         params: dict[str, object] = frame.params
         call_meta: object = params.get("_meta")
@@ -132,12 +135,14 @@ class DecisionRequests:
         names: _Names = (self.client_name, None, None, None, "", "", tool)
         trace: object = None
         if isinstance(call_meta, dict) and not meta.OF_CALLER.isdisjoint(call_meta):
+            if noted is None and (note_key := client_agents.note_key(call_meta, self.identity.claude_session)):
+                noted = self.take_note(note_key)
             names, trace = self._names(call_meta, noted, tool), call_meta.get(meta.TRACEPARENT)
         caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
         request.client_name = names[0]
-        if noted is not None:
+        if noted:
             request.noted = noted
         if self._arguments == "hash":
             if args_key := self._args_key():
@@ -238,12 +243,6 @@ class DecisionRequests:
         return DecisionRequest(
             Call("", "", self.identity.server, ""), NO_LIMITS, self._context({}, with_user=False), detail=detail
         )
-
-
-def meta_of(params: object) -> dict[str, object]:
-    """The `_meta` in a call's `params`; empty if it is not an object."""
-    found = params.get("_meta") if isinstance(params, dict) else None
-    return found if isinstance(found, dict) else {}
 
 
 def name_in(client_info: object) -> str | None:

@@ -6,7 +6,6 @@ from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.waiting import MAX_WAITING, MAX_WAITING_BYTES, wait_in_queue_us
-from mcpguard.session.decision_requests import meta_of
 from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.printing import compact
@@ -45,7 +44,8 @@ class HeldCall:
         self.due_us = arrived_us
         self.waits_for: dict[int, int] = {}
         self.needs_only_places = False
-        self._progress_token = id_text(meta_of(request.frame.params).get(meta.PROGRESS_TOKEN))
+        call_meta = request.frame.params.get("_meta")
+        self._progress_token = id_text(call_meta.get(meta.PROGRESS_TOKEN)) if isinstance(call_meta, dict) else None
         self._told = 0  # how many times the client was told
 
     def waited_us(self, now_us: int) -> int:

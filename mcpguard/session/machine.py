@@ -14,9 +14,10 @@ The relay hands over what the client has written, and then asks the store whatev
 `output` returns all frames for the server and for the client. What else happens is told by other methods, such as
 `server_wrote` and `client_left`; what they answer comes with the next `output`.
 
-Before `judge`, the relay asks `look_up` what the verdicts depend on and the session does not know. Before the store is asked,
-the relay writes the `rows` of what no limit decides, such as refused frames. After everything it tells the store of `endings`
-before the client gets a frame, and writes `lines` to stderr. The session does no I/O and reads no clock.
+Before the store is asked, the relay writes the `rows` of what no limit decides, such as refused frames. After everything it
+tells the store of `endings` before the client gets a frame, and writes `lines` to stderr. The session does no I/O and reads no
+clock. What a verdict depends on and the session does not know, it asks the relay for: see `read_answers`, and `take_note` of
+`decision_requests`.
 
 **The client** *waits* until `client_left`, then *has left*. mcpguard answers requests in the server's place only while the
 client waits: a client that has closed its side may fail on a frame that it no longer expects. Denials and refusals are sent in
@@ -54,7 +55,7 @@ from mcpguard.identity.caller import Identity
 from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
-from mcpguard.session.decision_requests import DecisionRequests, meta_of, name_in
+from mcpguard.session.decision_requests import DecisionRequests, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
 from mcpguard.session.in_flight import InFlight, RequestsInFlight
 from mcpguard.session.journal import Journal
@@ -62,7 +63,6 @@ from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending, Verdict
 from mcpguard.wire import frames
 from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal, id_key
-from mcpguard.wire.meta import CALL_IDS
 
 if TYPE_CHECKING:  # loaded with the first answer
     from mcpguard.wire.answers import Line
@@ -81,20 +81,6 @@ _MAX_UNSENT: Final = 1024
 _CANCELLED: Final = "notifications/cancelled"
 _USED_ID: Final = "a request with the id of another that is not answered yet"
 _INPUT_CLOSED: Final = "the server has closed its input"
-
-
-class LookUp(NamedTuple):
-    """What the relay has to look up before it hands over messages.
-
-    Attributes:
-        notes: The keys of the notes that hooks may have left in the store for the calls, each once.
-        answers: Whether the session first has to read everything that the server has written. It has to if a call claims to be
-            a retry that the server has asked for, or if a request has the id of one in flight, or a cancellation names one,
-            which the server may have answered.
-    """
-
-    notes: Sequence[str]
-    answers: bool
 
 
 class LogLine(NamedTuple):
@@ -132,6 +118,8 @@ class Session:
         unwritten: What has a row that no decision of the store writes, with its verdict; see `rows`.
         lines: Lines for stderr; see `take_lines`.
         tally: The number of calls by decision and axis.
+        read_answers: Calls `server_wrote` with all that the server has written. The session calls it if a request has the id of
+            one in flight, or a cancellation names one, which the server may have answered; and if a call claims to be a retry.
     """
 
     def __init__(
@@ -162,6 +150,7 @@ class Session:
         self._to_client: list[bytes] = []
         self.lines: list[LogLine] = []
         self.tally: Counter[tuple[str, str]] = Counter()
+        self.read_answers: Callable[[], None] = lambda: None
         self._now_us = 0
         self._steps: list[Frame | Refusal | DecisionRequest] = []  # the messages, with calls as requests
         self._due: Sequence[HeldCall] = ()  # the held calls that are decided anew
@@ -171,32 +160,10 @@ class Session:
 
     # What the client writes
 
-    def look_up(self, messages: Sequence[Frame | Refusal]) -> LookUp | None:
-        """What the verdicts on these messages depend on and the session does not know; None if it knows everything."""
-        notes: dict[str, None] = {}  # an ordered set
-        needs_answers, by_id, late = False, self.in_flight.by_id, self.in_flight.late
-        for message in messages:
-            if isinstance(message, Refusal):
-                continue
-            _, method, request_id, params = message
-            if request_id is not None and ((key := id_key(request_id)) in by_id or key in late):  # the other may be answered
-                needs_answers = True
-            if method == TOOLS_CALL:
-                call_meta = params.get("_meta")
-                has_call_id = isinstance(call_meta, dict) and not CALL_IDS.isdisjoint(call_meta)
-                if has_call_id and (note_key := client_agents.note_key(call_meta, self.requests.identity.claude_session)):
-                    notes[note_key] = None
-                if "requestState" in params or "inputResponses" in params:
-                    needs_answers = True
-            elif method == _CANCELLED and ((cancelled := _cancelled_key(params)) in by_id or cancelled in late):
-                needs_answers = True  # the request may be answered: a client may cancel what it has the answer to
-        return LookUp(tuple(notes), needs_answers) if notes or needs_answers else None
-
     def judge(
         self,
         messages: Sequence[Frame | Refusal],
         now_us: int,
-        notes: Mapping[str, str] | None = None,
         *,
         alone: bool = False,
     ) -> Sequence[DecisionRequest]:
@@ -205,7 +172,6 @@ class Session:
         Args:
             messages: As `frames.read` returns them; none if only held calls are due, or their clients are to be told.
             now_us: A monotone clock's reading.
-            notes: The `notes` that were looked up, by key. Calls without a note are absent.
             alone: Whether no held calls are judged with the messages, and only the first that is due if there are none.
 
         Returns:
@@ -215,9 +181,8 @@ class Session:
             return ()
         self._now_us, self._due, self._denied, self._to_decide = now_us, (), [], []
         steps = self._steps = []
-        left = dict(notes) if notes else None
         keys: set[str] = set()  # of the requests among the messages
-        held, in_flight = self.held.calls, self.in_flight
+        held, by_id, late = self.held.calls, self.in_flight.by_id, self.in_flight.late
         for message in messages:
             if isinstance(message, Refusal):
                 steps.append(self._refuse(message))
@@ -225,12 +190,12 @@ class Session:
             request_id, key = message.id, ""
             if request_id is not None:
                 key = id_key(request_id)
-                if key in keys or key in held or key in in_flight.by_id or key in in_flight.late:
+                if key in keys or key in held or ((key in by_id or key in late) and self._is_unanswered(key)):
                     steps.append(self._refuse(Refusal(INVALID_REQUEST, _USED_ID, request_id, tool=message.tool)))
                     continue
                 keys.add(key)
             if message.method == TOOLS_CALL:
-                steps.append(self._call(message, key, self._noted(message, left) if left else None))
+                steps.append(self._call(message, key))
             elif not self._cancels_held(message):
                 if message.method == "initialize" and isinstance(message.params, dict):
                     self.requests.client_name = name_in(message.params.get("clientInfo"))
@@ -249,22 +214,22 @@ class Session:
         self._unsent.append(key)
         return True
 
-    def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
-        """The note of a call, which counts for one call; None if there is none."""
-        key = client_agents.note_key(meta_of(call.params), self.requests.identity.claude_session)
-        return notes.pop(key, None) if key else None
+    def _is_unanswered(self, key: str) -> bool:
+        """Whether the server may still answer a request, after all that it has written."""
+        self.read_answers()
+        return self.in_flight.has_id(key)
 
     def _refuse(self, refusal: Refusal) -> Refusal:
         self._denied.append((self.requests.of_refusal(refusal), Verdict("invalid")))
         return refusal
 
-    def _call(self, frame: Frame, key: str, noted: str | None, rounds: int | None = None) -> DecisionRequest:
+    def _call(self, frame: Frame, key: str, noted: str | None = None, rounds: int | None = None) -> DecisionRequest:
         """The request for a call, which the store decides unless the call is denied whatever its limits are.
 
         Args:
             frame: The call.
             key: The `id_key` of its id.
-            noted: The note that a hook left for it; None if no hook did.
+            noted: The note that a hook left for it, empty if no hook did; None if that is not known yet.
             rounds: The call's number among the free retries of one charge; None if that is not known yet.
         """
         requests, params = self.requests, frame.params
@@ -273,10 +238,11 @@ class Session:
             self._deny(request)
             return request
         if rounds is None and ("requestState" in params or "inputResponses" in params) and not request.plan.is_closed:
+            self.read_answers()  # the server may have asked for it
             rounds = self._retries.redeem(request.call.user, request.call.tool, params)
         if rounds:
             request.continue_as(rounds)
-        elif noted and (counted := client_agents.counted_by(noted)) is not None:
+        elif request.noted and (counted := client_agents.counted_by(request.noted)) is not None:
             request.continue_from(counted)
         self._to_decide.append(request)
         return request
@@ -454,6 +420,8 @@ class Session:
         elif self._cancels_held(frame):  # one that was read together with it
             return b""
         elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
+            if self.in_flight.has_id(key):
+                self.read_answers()  # it may be answered: a client may cancel what it has the answer to
             if key in self._unsent and not self.in_flight.has_id(key):
                 return b""
             self.in_flight.cancel(key, self._now_us)

@@ -178,7 +178,7 @@ class DecisionRequest:
         why: A sentence for the client that states the cause of a denial that no rule made.
         rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
         was_decided: Whether a hook has decided it, by all limits that count calls or cost.
-        noted: The note that a hook left for the call; None if no hook did.
+        noted: The note that a hook left for the call; empty if no hook did.
         client_name: The client's name, which selects the form of a denial; None if the client gave none.
         waited_us: How long the call has been held; None if it is denied at once without room.
         is_behind: Whether an earlier call waits for one of its counters. Then it is held if there is room.
@@ -192,7 +192,7 @@ class DecisionRequest:
     why = ""
     rounds = 0
     was_decided = False
-    noted: str | None = None
+    noted = ""
     client_name: str | None = None
     waited_us: int | None = None
     is_behind = False

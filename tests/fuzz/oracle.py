@@ -66,9 +66,7 @@ class Wire(Session):
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         """What the relay does with one read."""
-        messages = read(lines)
-        self.machine.look_up(messages)
-        asked = self.machine.judge(messages, 0)
+        asked = self.machine.judge(read(lines), 0)
         self.write_rows()
         while asked:
             asked = self.machine.decided(self.store.decide(asked, self.journal))

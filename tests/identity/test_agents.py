@@ -79,7 +79,7 @@ def test_the_note_of_a_call_is_looked_up_by_its_id_in_any_spelling(line: str, he
         line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))
     talk = Talk(who=UNNAMED)
     talk.client(line.encode(), noted={"s t1": EXPLORE, "s t2": "a::b::c"})
-    assert talk.looked_up == [(("s t1",), False)]
+    assert talk.looked_up == ["s t1"]
     assert agents(talk) == [(EXPLORE, "hook")]
 
 
@@ -91,7 +91,7 @@ def test_each_of_many_calls_has_the_agent_of_its_own_note() -> None:
     single = [called(f"s{at}", arguments=decoys, **by_id(f"t{at}")) for at in range(600, 620)]
     lines = [called("first", arguments=decoys), batch, *single, called("last", **by_id("t899"))]
     talk.client(*lines, noted=noted)
-    assert talk.looked_up == [(tuple(f"s t{at}" for at in (*range(620), 899)), False)]
+    assert talk.looked_up == [f"s t{at}" for at in (*range(620), 899)]
     named = [str(agent).rpartition("::")[2] for agent, _ in agents(talk)]
     assert named == ["default", *map(str, range(620)), "899"]
 
@@ -103,7 +103,7 @@ def test_no_note_is_looked_up_without_an_id() -> None:
     assert talk.client(*calls[:2]) == forwarded[:2]
     assert talk.looked_up == []
     assert talk.client(*calls[2:]) == forwarded[2:]
-    assert talk.looked_up == [(("s t1",), False)]
+    assert talk.looked_up == ["s t1"] * 2
 
 
 def test_a_note_counts_for_one_call_though_two_have_its_id() -> None:
@@ -153,7 +153,7 @@ def codex(*, heavy: bool) -> Talk:
 def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
     talk = codex(heavy=heavy)
     assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
-    assert talk.looked_up == [((f"{CODEX_SESSION} call_54_main", f"{CODEX_SESSION} call_58_sub"), False)]
+    assert talk.looked_up == [f"{CODEX_SESSION} call_54_main", f"{CODEX_SESSION} call_58_sub"] * 2
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
 
         monkeypatch.setattr(owner, name, watched)
 
-    for name in ("look_up", "judge", "decided", "output", "server_wrote", "take_outcomes", "server_exited"):
+    for name in ("judge", "decided", "output", "server_wrote", "take_outcomes", "server_exited"):
         watch(scene.session, name)
     watch(scene.store, "decide")
     scene.client(CALL)
@@ -82,7 +82,7 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
     scene.dispatcher.read_answers()
     scene.dispatcher.record(0)
     scene.dispatcher.last_answers("server exited with status 1")
-    assert len({name for name, _ in used}) == 8
+    assert len({name for name, _ in used}) == 7
     assert all(is_locked for _, is_locked in used)
 
 

@@ -394,15 +394,20 @@ def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line:
     assert line.codes() == [(4, 429)]
 
 
-def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Sequence[str]] = []
-    monkeypatch.setattr(line.store, "take_notes", lambda _, keys: asked.append(keys))
+def test_the_note_of_each_call_with_an_id_is_looked_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def take_notes(_: str, keys: Sequence[str]) -> dict[str, str]:
+        asked.extend(keys)
+        return {}
+
+    monkeypatch.setattr(line.store, "take_notes", take_notes)
     line.send(call(1), call(2, arguments={"_meta": {"claudecode/toolUseId": "t0"}}), PING)
     line.server_has()
     assert asked == []
     line.send(*(call(at, _meta={"callId": f"t{at}", "sessionId": "s"}) for at in (3, 4)))
     line.client_has()
-    assert asked == [("s t3", "s t4")]
+    assert asked == ["s t3", "s t4"]
 
 
 class Token:

@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 from mcpguard.session import retries
-from mcpguard.session.machine import LookUp
-from mcpguard.wire.frames import read
 from tests.build import Talk, call_line, identity, request
 
 ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
@@ -35,11 +33,8 @@ def test_a_retry_that_the_server_asked_for_is_free_once_only() -> None:
 def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client_calls("x", 1)
-    assert talk.looked_up == []
-    lines = [request("ping", 2), call_line("x", 3, requestState="s1")]
-    assert talk.machine.look_up(read(lines)) == LookUp((), answers=True)
-    talk.ask_for_input(1, "s1")
-    assert talk.client(*lines) == ["forwarded 2", "forwarded 3"]
+    talk.unread = [{"id": 1, "result": {"resultType": "input_required", "requestState": "s1"}}]
+    assert talk.client(request("ping", 2), call_line("x", 3, requestState="s1")) == ["forwarded 2", "forwarded 3"]
     assert decisions(talk) == ["allowed", "continued"]
 
 

@@ -112,10 +112,10 @@ class OutageStore:
                 else:
                     if self._store.args_key != self._args_key:
                         self._follow()
-                    for request, verdict in zip(requests, verdicts, strict=True):
+                    for verdict in verdicts:
                         if self._first_id and verdict.row_id is not None:
                             verdict.row_id += self._first_id
-                        if request.plan.caps:
+                        if verdict.plan.caps:
                             self._local.admitted(verdict)
                     return verdicts
             self._local.failure = self._breaker.failure

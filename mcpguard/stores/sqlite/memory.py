@@ -204,15 +204,15 @@ class Follower:
         finally:
             self.turn_lock.release()
 
-    def prepare(self, *, reads_log: bool = False) -> None:
+    def prepare(self) -> None:
         """Do what can be done before a turn, so that others do not wait for it: drop expired counters, and read the log.
 
-        Args:
-            reads_log: Whether to read the log although others appended nothing before the last turn.
+        The log is read if others have appended something before the last turn; and if there are places, so that no dead process
+        is examined whose places others have freed.
         """
         self.make_room()
         self._prepared_at = self.at
-        if reads_log or self._has_company:
+        if self._has_company or self.memory.places:
             self.follow()
 
     def take_turn(self) -> None:

@@ -127,8 +127,7 @@ class SqliteStore:
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         follower = self._follower
-        has_caps = requests[0].plan.caps if len(requests) == 1 else any(request.plan.caps for request in requests)
-        follower.prepare(reads_log=has_caps)  # then no dead process is examined whose places others have freed
+        follower.prepare()
         try:
             # Before the turn, because others wait while it lasts
             made = Decider(follower, self._owner, requests, journal, self._wall)
