@@ -124,8 +124,12 @@ def _answer(message: object) -> Answer | None:
     return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", wanted)
 
 
+def _has_id(text: bytes) -> bool:
+    return b'"id"' in text or _ESCAPED in text
+
+
 def _may_be_answer(line: bytes) -> bool:
-    return not _NO_ANSWER.match(line) and (b'"id"' in line or _ESCAPED in line)
+    return not _NO_ANSWER.match(line) and _has_id(line)
 
 
 class AnswerLines:
@@ -144,11 +148,12 @@ class AnswerLines:
     def feed(self, chunk: bytes) -> list[Line]:
         """The lines that `chunk` completes, except those that cannot be answers."""
         *lines, rest = chunk.split(b"\n")
-        begun = []
+        found = []
         if lines and self._held:
             self._hold(lines.pop(0))
-            begun = self._finish()
-        found = [*begun, *[Line(line) for line in lines if _may_be_answer(line)]]
+            found = self._finish()
+        if lines and _has_id(chunk):  # one search through many short notifications is faster than a look at each
+            found += [Line(line) for line in lines if _may_be_answer(line)]
         if rest:
             self._hold(rest)
         return found

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mcpguard.wire import answers
 from mcpguard.wire.answers import MAX_PARSED_ANSWER_BYTES, Answer, AnswerLines, Line, RetryInput
+from tests.build import steps
 from tests.wire.test_frames import CORPUS, LONG
 
 
@@ -228,6 +229,11 @@ def test_the_chunks_of_a_stream_make_no_difference_to_its_answers(lines: list[by
     complete = lines if ended else lines[:-1]
     found = [answer for line in feed_cut(stream, cuts) if (answer := read_answer(line))]
     assert found == [answer for answer in map(read_answer, complete) if answer]
+
+
+def test_short_notifications_are_looked_through_at_once() -> None:
+    lines = AnswerLines()
+    assert steps(lambda: lines.feed(b'{"jsonrpc":"2.0","method":"n"}\n' * 1000)) < 20
 
 
 def test_a_part_of_an_answer_that_begins_as_a_notification_does_belongs_to_the_answer() -> None:
