@@ -32,6 +32,7 @@ COUNTED: Final = (GUARDED, BY_HOOK, UNCHECKED, UNGUARDED)
 """What a server can be that its client uses, the best first. Another server is not counted, and its kind is told."""
 
 _BY_HAND: Final = "add its command to the client's own file, switch it off here, then run mcpguard install {}"
+_BRIDGE_BY_HAND: Final = "write npx -y mcp-remote and its URL as its command, then run mcpguard install {}"
 
 
 class CoveredServer(NamedTuple):
@@ -107,7 +108,9 @@ class Coverage:
             return command
         if client.hook:  # one that is there and idle is not to be installed again
             return next((one for one in self._lacking(source) if one), f"{command} --enforce")
-        return _BY_HAND.format(client.key) if source.plugin or source.dialect is Dialect.YAML else f"{command} --bridge"
+        if source.plugin:
+            return _BY_HAND.format(client.key)
+        return _BRIDGE_BY_HAND.format(client.key) if source.dialect is Dialect.YAML else f"{command} --bridge"
 
     def states(self) -> list[str]:
         """The states of the servers in all files that were read; of one that clients share, the worst in any that is used."""

@@ -14,6 +14,9 @@ def _refused(word: str) -> NoReturn:
     raise ValueError(word)
 
 
+_MOST_LEVELS: Final = 200
+"""How deep arrays and objects may be nested: what works on the parsed document is recursive, and takes more frames a level."""
+
 _DECODER: Final = json.JSONDecoder(parse_int=float, parse_constant=_refused)
 
 
@@ -26,6 +29,7 @@ def parse(text: str, *, is_strict: bool) -> Node:
 
     Raises:
         Unreadable: The text is not a document of this dialect.
+        RecursionError: Arrays and objects are nested too deeply.
     """
     reader = JsoncParser(text, _BLANK if is_strict else _BLANK_OR_COMMENT)
     reader.skip()
@@ -51,6 +55,7 @@ class JsoncParser:
         self.text = text
         self.at = 0
         self._skipped = skipped
+        self._levels = 0
 
     def skip(self) -> None:
         """Go past white space and comments."""
@@ -72,10 +77,18 @@ class JsoncParser:
         return Unreadable(what, *line_and_column(self.text, self.at))
 
     def value(self) -> Node:
-        """Read a value."""
+        """Read a value.
+
+        Raises:
+            Unreadable: It is not a value of this dialect.
+            RecursionError: Arrays and objects are nested too deeply.
+        """
         start, opening = self.at, self.next()
         if opening not in ("{", "["):
             return self.scalar()
+        self._levels += 1
+        if self._levels > _MOST_LEVELS:
+            raise RecursionError
         node: Object | Array = Object(start) if opening == "{" else Array(start)
         closing = "}" if opening == "{" else "]"
         self.at += 1
@@ -94,6 +107,7 @@ class JsoncParser:
                 if not more and self._skipped is _BLANK:
                     raise self.error(f"this client does not allow a comma before {closing}")
         self._take(closing, f"expected a comma or {closing}")
+        self._levels -= 1
         node.end = self.at
         return node
 

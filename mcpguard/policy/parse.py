@@ -205,8 +205,10 @@ def _parsed(
             rule = parsed if isinstance(parsed, Rule) else parsed.pattern
             twin = min(numbers.setdefault(key, at + 1) for key in rule.keys)
             if twin <= at:
-                hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
-                own.append(Fault((), f"the same selectors and per as {kind} {twin}: {rule.text}", hint))
+                same, hint = "selectors", "keep one of them"
+                if kind == "rule":
+                    same, hint = "selectors and per", f'{hint}; a rule may have several limits: limit = ["20/1m", "100/1h"]'
+                own.append(Fault((), f"the same {same} as {kind} {twin}: {rule.text}", hint))
             found.append(parsed)
         faults += [one._replace(path=(kind, at, *one.path)) for one in own]
     return found
@@ -345,7 +347,7 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
         if deny and key in table
     ]
     counts = found.get("count", "calls")
-    if counts != "calls" and "limit" not in found:
+    if counts in ("cost", "errors") and "limit" not in found:
         faults.append(Fault(("count",), f"count: no limit that counts {counts}", 'add one: limit = "100/1h"'))
     if "warn" in found and table.get("limit") in (None, "unlimited"):
         faults.append(Fault(("warn",), "warn: no limit with a window", 'add one: limit = "100/1h"'))

@@ -93,6 +93,12 @@ def test_a_plugins_server_is_told_with_what_would_guard_it(
     assert states(machine) == {server: expected}
 
 
+def test_a_remote_server_in_yaml_gets_a_command_by_hand(machine: Machine) -> None:
+    write(machine, ".config/goose/config.yaml", "extensions:\n  crm: {type: streamable_http, uri: https://mcp.acme.com}\n")
+    fix = "write npx -y mcp-remote and its URL as its command, then run mcpguard install goose"
+    assert [*states(machine).values()] == [fix]
+
+
 @pytest.mark.parametrize(
     ("versions", "used"),
     [(("0.9.0", "0.10.0", "0.2.0"), "0.10.0"), (("2.0", "local"), "local"), (("1.0.0", "abc"), "1.0.0")],

@@ -217,7 +217,7 @@ def limited(limit: str) -> str:
         (HEAD + "[[cost]]\ncost = 2\ntool = ['a']", "cost 1: tool: ['a'] is not text", 'tool = "…"'),
         (
             HEAD + "[[cost]]\ntool = 'a'\ncost = 2\n" + HEAD.replace('"x"', '"z"') + "[[cost]]\ntool = 'a'\ncost = 3",
-            "p.toml: line 12: cost 2: the same selectors and per as cost 1: tool=a",
+            "p.toml: line 12: cost 2: the same selectors as cost 1: tool=a",
             "keep one of them",
         ),
         (f"mode = {HUGE}", "mode: this number is none of enforce observe", "observe"),
@@ -249,6 +249,13 @@ def test_an_error_names_file_rule_and_field_and_hints_at_the_right_form(text: st
 def test_rules_with_the_same_selectors_and_per_have_the_same_key(first: str, second: str) -> None:
     with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
         policy(f"{first} limit='1/1s'", f"{second} limit='2/1s'")
+
+
+@pytest.mark.parametrize("count", ["'error'", "1"])
+def test_a_rule_that_counts_nothing_known_has_one_error(count: str) -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse(f"[[rule]]\nconcurrent = 2\ncount = {count}")
+    assert [one.message.partition(": count: ")[2] for one in raised.value.problems] == [f"{count} is none of calls cost errors"]
 
 
 def test_every_error_is_found_at_once_with_its_line_its_column_and_its_rule() -> None:
