@@ -11,6 +11,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.session.audit import Outcome
+from mcpguard.stores import pauses
 from mcpguard.stores.sqlite import database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from tests.build import Session
@@ -218,6 +219,14 @@ def test_a_process_whose_upkeep_fails_does_not_wait_for_it(
     assert upkeep_time.slept == []
 
 
+class Ticking(FakeClock):
+    """A clock by which each step of a work takes longer than a work may last without a pause."""
+
+    def perf_counter(self) -> float:
+        self.now_s += 2 * pauses.WORK_S
+        return self.now_s
+
+
 @pytest.mark.parametrize(
     ("work", "waiting_kib", "gives_way"), [("tend", 200, True), ("close", 200, False), ("tend", 2100, False)]
 )
@@ -237,12 +246,12 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     tend(session.store)
     while waiting_bytes(path) < waiting_kib * 1024:
         session.call("free", 5, arguments={"text": "x" * 20_000})
-    waits: list[float] = []
+    ticking = Ticking()
+    monkeypatch.setattr(pauses, "time", ticking)
     upkeep_time.now_s = 1  # before the last call, as if a call was decided just now
     times[0].pass_s(3)
-    monkeypatch.setattr("time.sleep", waits.append)
     getattr(session.store, work)()
-    assert bool(waits) is gives_way
+    assert {*ticking.slept} == ({pauses.PAUSE_S, pauses.LOOK_EVERY_S} if gives_way else set())
     assert waiting_bytes(path) == 0
 
 
