@@ -488,3 +488,14 @@ def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path) -
         rounds += 1
     assert 2 < rounds < 10
     assert len(after.records()) == 100
+
+
+def test_a_wrapper_that_ends_while_it_takes_in_a_file_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    gone, bounds = killed(tmp_path, 100), Bounds(batch=10)
+    ending = another(gone, tmp_path, bounds=bounds)
+    ending.after["append"] = lambda: ending.time.pass_ms(400)
+    ending.store.tend()
+    assert 0 < len(ending.records()) < 100
+    ending.store.close()
+    after = successor(gone, tmp_path, bounds=bounds)
+    assert (after.used(), len(after.records()), left(tmp_path)) == ([100], 100, [])

@@ -229,6 +229,7 @@ def test_a_call_waits_for_room_in_the_log_and_not_for_the_whole_drain(
 
     def one_transaction(wait_s: float) -> None:
         waits.append(wait_s)
+        upkeep_time.now_s += 1
         drain_for(path, 0)
 
     monkeypatch.setattr(upkeep_time, "sleep", one_transaction)

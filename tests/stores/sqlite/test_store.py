@@ -293,9 +293,7 @@ def test_files_of_another_version_or_store_are_refused_with_a_reason_and_unchang
 
 def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
-        db.set_authorizer(
-            lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_CREATE_INDEX else sqlite3.SQLITE_OK
-        )
+        db.set_authorizer(lambda _, name, *__: sqlite3.SQLITE_DENY if name == "audit_of_namespace" else sqlite3.SQLITE_OK)
         with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
             database.migrate(db, tmp_path / "x.db")
         db.set_authorizer(None)

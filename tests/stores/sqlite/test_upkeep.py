@@ -313,7 +313,7 @@ def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, 
 def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, begin: Begin, times: Times, make_calls: Callable[[OnFile, int], object]
 ) -> None:
-    make_log(path, 128)
+    make_log(path, 512)
     most = 2_000_000
     session = begin(FIVE_A_MINUTE.replace("1m", "1w") + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n', max_bytes=most)
     session.keep_arguments("full")
