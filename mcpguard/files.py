@@ -128,6 +128,31 @@ def force(fd: int) -> None:
     os.fsync(fd)
 
 
+force_data: Final = getattr(os, "fdatasync", force)
+"""As `force`, but of the file's state only what reading the data takes, where the system can do that."""
+
+if sys.platform == "win32":
+    import threading
+
+    _seeking = threading.Lock()
+
+    def pread(fd: int, count: int, at: int) -> bytes:
+        """As `os.pread`, which Windows does not have."""
+        with _seeking:
+            os.lseek(fd, at, os.SEEK_SET)
+            return os.read(fd, count)
+
+    def pwrite(fd: int, data: bytes, at: int) -> int:
+        """As `os.pwrite`, which Windows does not have."""
+        with _seeking:
+            os.lseek(fd, at, os.SEEK_SET)
+            return os.write(fd, data)
+
+else:
+    pread = os.pread
+    pwrite = os.pwrite
+
+
 def open_unnoted(path: StrPath, flags: int) -> int:
     """Open a file that calls read.
 

@@ -111,7 +111,7 @@ def test_a_file_that_this_process_may_only_read_has_the_same_locks(tmp_path: Pat
     path = tmp_path / "sign"
     path.touch(mode=0o400)
     fds = [os.open(path, os.O_RDONLY) for _ in range(2)]
-    assert [module.try_lock(fd, module._TRY_SHARED) for fd in fds] == [True, True]
+    assert [FileLock(fd).share() for fd in fds] == [True, True]
     assert not module.try_lock(fds[0])
     os.close(fds[1])
     assert module.try_lock(fds[0])
@@ -155,7 +155,7 @@ def test_several_can_ask_at_once_whether_a_process_runs_that_has_ended(tmp_path:
     path = tmp_path / "sign"
     path.touch()
     with path.open() as asking:
-        assert module.try_lock(asking.fileno(), module._TRY_SHARED)
+        assert FileLock(asking.fileno()).share()
         assert not shows_life(path)
     delete_if_dead(path)
     assert not path.exists()
@@ -172,7 +172,7 @@ def test_a_sign_of_life_is_not_given_with_a_file_that_others_delete(tmp_path: Pa
     def make_while_it_is_examined(file: Path) -> int:
         fd = open_private(file)
         examined.append(open_private(file))
-        assert module.try_lock(examined[0], module._TRY_SHARED)
+        assert FileLock(examined[0]).share()
         return fd
 
     examined: list[int] = []

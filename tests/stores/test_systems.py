@@ -33,7 +33,8 @@ class BootLibc:
         self._boot = boot
 
     def sysctlbyname(self, name: bytes, buffer: Any, size: Any, new: None, new_size: int) -> int:
-        assert (name, size._obj.value, new, new_size) == (b"kern.bootsessionuuid", 64, None, 0)
+        room = ctypes.cast(size, ctypes.POINTER(ctypes.c_size_t)).contents.value
+        assert (name, room, new, new_size) == (b"kern.bootsessionuuid", 64, None, 0)
         buffer.value = self._boot
         return 0 if self._boot else -1
 

@@ -34,8 +34,8 @@ from mcpguard.text.printing import compact
 MOST_SEEN: Final = 20_000
 """How many counters are remembered: as many as local counting keeps."""
 
-LEFT_SEEN: Final = MOST_SEEN * 3 // 4
-"""How many counters are left when there were more than `MOST_SEEN`, so that cleaning up is rare."""
+_LEFT_SHARE: Final = 3 / 4
+"""The share of them that is left when there were more, so that cleaning up is rare."""
 
 _BATCH: Final = 500
 
@@ -325,14 +325,16 @@ _Value = tuple[int, bytes | None]
 class Seen:
     """The counters' values, the most recently used last.
 
-    Beyond `MOST_SEEN`, empty counters are forgotten first, then the least recently used.
+    Args:
+        most: How many are kept. Beyond that, empty counters are forgotten first, then the least recently used.
 
     Attributes:
         forgotten_until_us: Until when one that was forgotten may hold something; 0 if there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_SEEN) -> None:
         self.forgotten_until_us = 0
+        self._most = most
         self._values: dict[int, _Value] = {}  # by counter id
 
     def note(self, counters: Sequence[Counter], values: Sequence[Any], now_us: int) -> None:
@@ -341,14 +343,15 @@ class Seen:
             if counter.window_us:
                 self._values.pop(counter.id, None)
                 self._values[counter.id] = counter.window_us, value
-        if len(self._values) > MOST_SEEN:  # takes a few milliseconds, once for thousands of new counters
+        if len(self._values) > self._most:  # takes a few milliseconds, once for thousands of new counters
             alive = [
                 (key, (window_us, value))
                 for key, (window_us, value) in self._values.items()
                 if value and layout.newest_us(value) + window_us > now_us
             ]
-            self._values = dict(alive[-LEFT_SEEN:])
-            gone = [layout.newest_us(value) + window_us for _, (window_us, value) in alive[:-LEFT_SEEN] if value]
+            left = round(self._most * _LEFT_SHARE)
+            self._values = dict(alive[-left:])
+            gone = [layout.newest_us(value) + window_us for _, (window_us, value) in alive[:-left] if value]
             self.forgotten_until_us = max([self.forgotten_until_us, *gone])
 
     def forget(self, ids: Sequence[int]) -> None:

@@ -17,12 +17,11 @@ import json
 import os
 import stat
 import struct
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import StrPath, close, force, open_private, open_unnoted
+from mcpguard.files import StrPath, close, force_data, open_private, open_unnoted, pread, pwrite
 from mcpguard.light_typing import Final
 from mcpguard.locks import FileLock
 from mcpguard.stores.sqlite import log_records
@@ -33,7 +32,7 @@ FORMAT: Final = 4
 it: opening a store then drains such a log, and replaces it with one of the new format."""
 
 RING_BYTES: Final = 8 * 1024 * 1024
-"""Room for about 15,000 calls: seconds of a storm, or hours of usual work."""
+"""The size of a new log's ring. It has room for about 15,000 calls: seconds of a storm, or hours of usual work."""
 
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048
@@ -45,27 +44,6 @@ _RESERVED_SHARE: Final = 32
 
 _CHUNK_BYTES: Final = 8 * 1024
 """How much is read at once. More would only push other data out of the CPU's caches."""
-
-if sys.platform == "win32":
-    import threading
-
-    _seeking = threading.Lock()
-
-    def _pread(fd: int, count: int, at: int) -> bytes:
-        with _seeking:
-            os.lseek(fd, at, os.SEEK_SET)
-            return os.read(fd, count)
-
-    def _pwrite(fd: int, data: bytes, at: int) -> int:
-        with _seeking:
-            os.lseek(fd, at, os.SEEK_SET)
-            return os.write(fd, data)
-
-else:
-    _pread = os.pread
-    _pwrite = os.pwrite
-
-_sync: Final = getattr(os, "fdatasync", force)
 
 MOVE_AWAY: Final = "move it away: a new one is made; calls that only it held are lost"
 
@@ -102,7 +80,8 @@ class CallLog:
         writable: Whether to open it for appending. A reader needs no write permission.
 
     Attributes:
-        header: The store's key and its time base, written when the log was created.
+        header: The store's key and its time base, and the size of the ring.
+        ring_bytes: The size of the ring.
         appended_bytes: How much this object has appended.
 
     Raises:
@@ -118,6 +97,7 @@ class CallLog:
             if not stat.S_ISREG(os.fstat(self.fd).st_mode):
                 raise damaged(self.path, "it is not a file")
             self._identity = _identity(os.fstat(self.fd))
+            self.ring_bytes = self._identity[2] - _HEADER_BYTES
             self.header = self._read_header()
         except BaseException:
             os.close(self.fd)
@@ -127,7 +107,7 @@ class CallLog:
 
     def _read_header(self) -> Mapping[str, object]:
         try:
-            header = json.loads(_pread(self.fd, _DRAINED_AT, 0).rstrip(b"\0"))
+            header = json.loads(pread(self.fd, _DRAINED_AT, 0).rstrip(b"\0"))
         except (ValueError, RecursionError):
             header = None
         if not isinstance(header, dict) or "key" not in header:
@@ -137,7 +117,7 @@ class CallLog:
                 f"{self.path} has format {header.get('format')}, and this mcpguard knows format {FORMAT}",
                 "use the mcpguard that wrote it, or another store",
             )
-        if self._identity[2] != _HEADER_BYTES + RING_BYTES:
+        if header.get("ring_bytes", RING_BYTES) != self.ring_bytes:
             raise damaged(self.path, "it does not have its size")
         return header
 
@@ -184,11 +164,11 @@ class CallLog:
     def ends_at(self, at: Position) -> bool:
         """Whether the log ends at a position. If not, it has more there, or not the record that ends there."""
         end, _, checksum = at
-        offset = end % RING_BYTES - CHECKSUM_BYTES
-        if not 0 <= offset <= RING_BYTES - _END_BYTES:
+        offset = end % self.ring_bytes - CHECKSUM_BYTES
+        if not 0 <= offset <= self.ring_bytes - _END_BYTES:
             found = self._read(end - CHECKSUM_BYTES, _END_BYTES)
         else:
-            found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + offset)
+            found = pread(self.fd, _END_BYTES, _HEADER_BYTES + offset)
         return found[:CHECKSUM_BYTES] == checksum and found[CHECKSUM_BYTES:] != end.to_bytes(8, "little")
 
     def _continues(self, at: Position) -> bool:
@@ -252,15 +232,15 @@ class CallLog:
         begin = at[0]
         end = begin + len(data)
         if end > self._room_until:
-            reserve = RING_BYTES // _RESERVED_SHARE
+            reserve = self.ring_bytes // _RESERVED_SHARE
             drained_end = self.drained().end
-            self._room_until = drained_end - CHECKSUM_BYTES + RING_BYTES - reserve
+            self._room_until = drained_end - CHECKSUM_BYTES + self.ring_bytes - reserve
             lacking_bytes = end - self._room_until - (reserve if uses_reserve else 0)
             if lacking_bytes > 0:
                 raise LogFull(self.path, drained_end + lacking_bytes)
-        offset = begin % RING_BYTES
+        offset = begin % self.ring_bytes
         try:
-            if len(data) > RING_BYTES - offset or _pwrite(self.fd, data, _HEADER_BYTES + offset) < len(data):
+            if len(data) > self.ring_bytes - offset or pwrite(self.fd, data, _HEADER_BYTES + offset) < len(data):
                 self._write(begin, data)  # in two places, or again because the file took only a part
         except OSError:  # undo all of it: a record may be whole, and a process that has read it must notice
             with contextlib.suppress(OSError):
@@ -274,12 +254,12 @@ class CallLog:
         Raises:
             OSError: The disk did not take it. It stays in the log, since others may have read it and gone on.
         """
-        _sync(self.fd)
+        force_data(self.fd)
 
     def drained(self) -> Position:
         """The position up to which the database has all records. Those may be overwritten."""
         for _ in range(100):
-            data = _pread(self.fd, _DRAINED.size, _DRAINED_AT)
+            data = pread(self.fd, _DRAINED.size, _DRAINED_AT)
             if len(data) == _DRAINED.size:
                 end, row, checksum, check = _DRAINED.unpack(data)
                 if check == zlib.crc32(data[:-4]):
@@ -297,15 +277,15 @@ class CallLog:
         self.set_drained(at)
 
     def _read(self, at: int, count: int) -> bytes:
-        offset = at % RING_BYTES
-        beyond = offset + count - RING_BYTES
+        offset = at % self.ring_bytes
+        beyond = offset + count - self.ring_bytes
         if beyond <= 0:
-            return _pread(self.fd, count, _HEADER_BYTES + offset)
-        return _pread(self.fd, count - beyond, _HEADER_BYTES + offset) + _pread(self.fd, beyond, _HEADER_BYTES)
+            return pread(self.fd, count, _HEADER_BYTES + offset)
+        return pread(self.fd, count - beyond, _HEADER_BYTES + offset) + pread(self.fd, beyond, _HEADER_BYTES)
 
     def _write(self, at: int, data: bytes) -> None:
-        offset = at % RING_BYTES
-        before_wrap = RING_BYTES - offset
+        offset = at % self.ring_bytes
+        before_wrap = self.ring_bytes - offset
         _write_all(self.fd, data[:before_wrap], _HEADER_BYTES + offset)
         if len(data) > before_wrap:
             _write_all(self.fd, data[before_wrap:], _HEADER_BYTES)
@@ -317,8 +297,14 @@ class CallLog:
             self.fd = -1
 
 
-def create(path: StrPath, header: Mapping[str, object], at: Position = START) -> None:
+def create(path: StrPath, key: bytes, at: Position = START, *, ring_bytes: int = RING_BYTES) -> None:
     """Create an empty log. It gets its name when it is complete. The caller has the store's lock.
+
+    Args:
+        path: The file.
+        key: The store's key.
+        at: Where the log begins.
+        ring_bytes: The size of its ring, a multiple of 64 KiB. The header tells it to whoever opens the log.
 
     Raises:
         OSError: It cannot be made.
@@ -328,14 +314,14 @@ def create(path: StrPath, header: Mapping[str, object], at: Position = START) ->
         os.unlink(new)
     fd = open_private(new)
     try:
-        _write_all(fd, _header(header), 0)
-        for offset in range(_HEADER_BYTES, _HEADER_BYTES + RING_BYTES, _BLOCK_BYTES):
+        _write_all(fd, _header({"format": FORMAT, "key": key.hex(), "ring_bytes": ring_bytes}), 0)
+        for offset in range(_HEADER_BYTES, _HEADER_BYTES + ring_bytes, _BLOCK_BYTES):
             _write_all(fd, bytes(_BLOCK_BYTES), offset)  # allocates the blocks, so that appending needs no disk space
     finally:
         os.close(fd)
     log = CallLog(new)
     log.begin_at(at)
-    _sync(log.fd)  # before the rename: after a power cut the name must not lead to a file of zeros
+    force_data(log.fd)  # before the rename: after a power cut the name must not lead to a file of zeros
     log.close()
     os.rename(new, path)
 
@@ -369,6 +355,6 @@ def _identity(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def _write_all(fd: int, data: bytes, at: int) -> None:
-    written = _pwrite(fd, data, at)
+    written = pwrite(fd, data, at)
     while written < len(data):
-        written += _pwrite(fd, data[written:], at + written)
+        written += pwrite(fd, data[written:], at + written)

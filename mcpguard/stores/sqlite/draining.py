@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from mcpguard.light_typing import Final
 from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import call_log, database, log_lines, notes
+from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.database import PAGE_BYTES
 from mcpguard.stores.sqlite.memory import changed, pack_log
 from mcpguard.text.digest import number
@@ -189,16 +189,17 @@ def prune_before(db: sqlite3.Connection, namespace: int, before_us: int, pauses:
     return len(found)
 
 
-def prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
+def prune_surplus(db: sqlite3.Connection, most: int, log_bytes: int, pauses: Pauses) -> bool:
     """Delete the oldest rows of each namespace that is above its bound, at most `most`. Returns whether there may be more.
 
+    The call log of `log_bytes` counts as part of each namespace.
     The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
     """
     pages, free, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
     (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
     scale = min(1.0, (pages - free) * page_bytes / max(known, 1.0))
     for namespace, max_bytes in db.execute("SELECT id, max_bytes FROM namespace WHERE max_bytes IS NOT NULL").fetchall():
-        bound = _share(max_bytes) / scale
+        bound = _share(max_bytes, log_bytes) / scale
         while _size(db, namespace) > bound:
             if most <= 0:
                 return True
@@ -210,9 +211,9 @@ def prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
     return False
 
 
-def _share(max_bytes: int) -> int:
+def _share(max_bytes: int, log_bytes: int) -> int:
     """The part of a namespace's bound for its rows: the call log and a rollback journal take the rest."""
-    return max(max_bytes - max_bytes // JOURNAL_SHARE - call_log.RING_BYTES, max_bytes // 2)
+    return max(max_bytes - max_bytes // JOURNAL_SHARE - log_bytes, max_bytes // 2)
 
 
 def _size(db: sqlite3.Connection, namespace: int) -> int:

@@ -185,7 +185,7 @@ def _new_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
         at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
     with database.writing(db):  # first, so that a crash between the two leaves no log with another position
         database.set_position(db, at)
-    call_log.create(log_file, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
+    call_log.create(log_file, key or os.urandom(32), at)
     return CallLog(log_file)
 
 

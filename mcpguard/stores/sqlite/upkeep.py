@@ -17,7 +17,7 @@ from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S, Pauses
-from mcpguard.stores.sqlite import call_log, database, draining, log_lines, places
+from mcpguard.stores.sqlite import database, draining, log_lines, places
 from mcpguard.stores.sqlite.call_log import damaged
 from mcpguard.stores.sqlite.database import PAGE_BYTES
 from mcpguard.stores.sqlite.draining import Drain, row_bytes
@@ -169,7 +169,7 @@ class SqliteUpkeep:
                     pauses = self._pauses()
                     with database.writing(db):
                         more = draining.prune_old(db, wall_us, pauses)
-                        more |= draining.prune_surplus(db, draining.AT_ONCE, pauses)
+                        more |= draining.prune_surplus(db, draining.AT_ONCE, self._log.ring_bytes, pauses)
                     self.has_more_to_do = self._shrink(db) or more
 
     def drain(self, timeout_s: float) -> bool:
@@ -236,7 +236,7 @@ class SqliteUpkeep:
         Raises:
             StoreUnavailable, OSError: The log cannot be read.
         """
-        waiting_share = (end - self._log.drained().end) / call_log.RING_BYTES
+        waiting_share = (end - self._log.drained().end) / self._log.ring_bytes
         crowding = 0.0 if self.is_failing else max(0.0, (waiting_share - CROWDED_SHARE) / (1 - CROWDED_SHARE))  # 1: full
         if crowding:
             hurry()
@@ -320,7 +320,8 @@ class SqliteUpkeep:
                 raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
             Drain(db, self._log.key, pauses).write(since.row, batch)
             database.set_position(db, upto)
-            more = draining.prune_surplus(db, max(draining.AT_ONCE, 2 * (upto.row - since.row)), pauses)
+            most = max(draining.AT_ONCE, 2 * (upto.row - since.row))
+            more = draining.prune_surplus(db, most, self._log.ring_bytes, pauses)
         self.has_more_to_do |= more
         self._log.set_drained(upto)
         self._drained_end = upto.end

@@ -1,12 +1,13 @@
 """A wrapper with an outage store around a store in memory that fails on demand."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import State
+from mcpguard.locks import LifeSign
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.memory import MemoryStore, SharedMemory
@@ -58,6 +59,23 @@ for _name in (*OPERATIONS, "take_notes"):
     setattr(Moody, _name, _moody(_name))
 
 
+class KeptFolder(OutageFolder):
+    """The outage logs of a wrapper that can be killed."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.locked: list[LifeSign] = []  # the files that the wrapper has locked
+
+    def create(self) -> LifeSign:
+        self.locked.append(super().create())
+        return self.locked[-1]
+
+    def left_behind(self) -> Iterator[LifeSign]:
+        for file in super().left_behind():
+            self.locked.append(file)
+            yield file
+
+
 class Killed(BaseException):
     """The process is killed here."""
 
@@ -87,11 +105,14 @@ class Place:
         self.opened: list[Moody] = []
         self.asked: list[tuple[str, tuple[Any, ...]]] = []  # what the store was asked to do
         self.said: list[str] = []
+        self.told: list[Mapping[str, str]] = []
+        self.folder = KeptFolder(folder, "db-outage-", base=lambda: self.base) if folder else None
         self.store = OutageStore(
             self.open,
             mode=mode,
             notify=self.said.append,
-            folder=OutageFolder(folder, "db-outage-", base=lambda: self.base) if folder else None,
+            outage=self.told.append,
+            folder=self.folder,
             timeout_ms=30_000,
             clock=self.time,
             wall=self.wall,
@@ -121,17 +142,19 @@ class Place:
 
     def kill(self) -> None:
         """Release the locks on outage logs, as the system does when the process is killed."""
-        store = self.store
-        for log in (store._local.log, store._own_logs.reading, *store._own_logs.read):
-            if log is not None:
-                log.close()
-        store._left_logs.close()
+        for file in self.folder.locked if self.folder else ():
+            file.close()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether calls do without the store, as the user was told last."""
+        return bool(self.told) and self.told[-1]["decision"] == "store_lost"
 
     def mend(self) -> None:
         """Let the store work again, and let a probe close the breaker."""
         self.failing = {}
         self.probe()
-        assert self.store._store is not None
+        assert not self.is_cut_off
 
     def probe(self) -> None:
         self.time.now_us += PROBE_US[1]

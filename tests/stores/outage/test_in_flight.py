@@ -169,10 +169,10 @@ def test_a_store_that_the_calls_in_flight_do_not_reach_is_not_used_until_they_do
     for failing in ("give_places", "settle"):
         place.fail(failing)
         place.probe()
-        assert place.store._store is None
+        assert place.is_cut_off
     place.stops(during)
     place.mend()
-    assert place.store._store is not None
+    assert not place.is_cut_off
     assert len(places(place)) == 1
     place.stops(before)
     assert places(place) == []
@@ -184,7 +184,7 @@ def test_a_call_that_was_held_without_a_reply_has_one_place() -> None:
     place.failing.clear()
     place.after["give_places"] = raising(StoreUnavailable("no reply"))
     place.probe()
-    assert place.store._store is None
+    assert place.is_cut_off
     place.mend()
     assert len(places(place)) == 1
     place.stops(call)
@@ -202,7 +202,7 @@ def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call
     place.before["give_places"] = lambda: place.time.pass_s(20)
     place.asked.clear()
     place.probe()
-    assert place.store._store is None
+    assert place.is_cut_off
     assert "settle" not in dict(place.asked)
     place.mend()
     assert "settle" in dict(place.asked)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard import locks
+from mcpguard import locks as file_locks
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.memory import SharedMemory
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
@@ -18,6 +18,7 @@ from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
 from tests.stores.conftest import before_each, broken, open_descriptors, raising
 from tests.stores.outage import moody
+from tests.stores.outage.conftest import Locks
 from tests.stores.outage.moody import LIMIT_3, Killed, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
@@ -220,13 +221,15 @@ def test_a_kill_in_write_back_loses_and_doubles_nothing(
     assert moments > 20
 
 
-def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_removed_without_the_lock_that_calls_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: Locks
+) -> None:
     place = in_outage(tmp_path, 2)
-    held = before_each(monkeypatch, OutageLog, "remove", place.store._lock.locked)
+    held = before_each(monkeypatch, OutageLog, "remove", lambda: locks.held)
     place.mend()
     while place.store.needs_tending:
         place.store.tend()
-    assert (left(tmp_path), held) == ([], [False])
+    assert (left(tmp_path), held) == ([], [1])
 
 
 def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +366,7 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_kept_and_lost(tmp_path
 def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_tried(tmp_path: Path) -> None:
     folder = OutageFolder(tmp_path, "db-outage-")
     before = open_descriptors()
-    with broken(locks, "try_lock", errno.ENOLCK):
+    with broken(file_locks, "try_lock", errno.ENOLCK):
         for _ in range(2):
             with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
                 folder.create()
@@ -485,3 +488,14 @@ def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path) -
         rounds += 1
     assert 2 < rounds < 10
     assert len(after.records()) == 100
+
+
+def test_a_wrapper_that_ends_while_it_takes_in_a_file_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    gone, bounds = killed(tmp_path, 100), Bounds(batch=10)
+    ending = another(gone, tmp_path, bounds=bounds)
+    ending.after["append"] = lambda: ending.time.pass_ms(400)
+    ending.store.tend()
+    assert 0 < len(ending.records()) < 100
+    ending.store.close()
+    after = successor(gone, tmp_path, bounds=bounds)
+    assert (after.used(), len(after.records()), left(tmp_path)) == ([100], 100, [])

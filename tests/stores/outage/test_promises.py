@@ -19,6 +19,7 @@ from mcpguard.limiter.plan import label_parts
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.log import Bounds
+from tests.stores.outage.conftest import Locks
 from tests.stores.outage.moody import OPERATIONS, Place
 
 CALLS, UNITS, ERRORS, IN_FLIGHT, WINDOW_US = 6, 20, 2, 3, 60_000_000
@@ -95,7 +96,7 @@ class Outages(RuleBasedStateMachine):
     def lose_data(self) -> None:
         self.has_lost_data = True
         self.place.lose_data()
-        if self.place.store._store is not None:
+        if not self.place.is_cut_off:
             self.place.store.tend()  # it is noticed
 
     @rule()
@@ -103,7 +104,7 @@ class Outages(RuleBasedStateMachine):
         self.place.failing = {}
         self.place.forgotten.clear()
         self.place.probe()
-        assert self.place.store._store is not None
+        assert not self.place.is_cut_off
         totals = {"concurrent": 0, "calls": 0, "cost": 0, "errors": 0}
         for held in MemoryStore(self.place.memory, clock=self.place.time).counters():
             totals[label_parts(held.label).counts] = held.used
@@ -129,12 +130,12 @@ def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_i
     run_state_machine_as_test(Outages, settings=settings(max_examples=examples, stateful_step_count=40))
 
 
-def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyPatch, locks: Locks) -> None:
     place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 2\n')
-    used: list[tuple[str, bool]] = []
+    used: list[tuple[str, int]] = []
 
     def watched(name: str, use: Callable[..., object], *args: object) -> object:
-        used.append((name, place.store._lock.locked()))
+        used.append((name, locks.held))
         return use(*args)
 
     names = ["decide", "settle", "record", "append", "take_notes", "catch_up", "close"]
@@ -146,4 +147,4 @@ def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyP
     place.store.take_notes("default", ["x"])
     place.store.catch_up()
     place.store.close()
-    assert used == [(name, True) for name in names]
+    assert used == [(name, 1) for name in names]

@@ -10,6 +10,7 @@ from mcpguard.stores.outage.log import Bounds
 from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
 from tests.stores.conftest import broken
+from tests.stores.outage.conftest import Locks
 from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 
 BATCH = Bounds().batch
@@ -41,7 +42,7 @@ def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one
     assert place.call() == ["unavailable"]
     with broken(threading.Thread, "start", RuntimeError("can't start new thread")):
         place.probe()
-    assert place.store._store is None
+    assert place.is_cut_off
     place.mend()
     assert place.call() == ["allowed"]
 
@@ -92,14 +93,14 @@ def test_calls_are_decided_locally_during_write_back_and_their_rows_come_last() 
     assert place.call() == ["rate_limited"]
 
 
-def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written() -> None:
+def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written(locks: Locks) -> None:
     place = in_outage(policy=UNLIMITED)
     place.call(2 * BATCH)
 
     def flood() -> None:
         assert len(place.records()) < 20 * BATCH
         place.before["append"] = flood
-        if not place.store._lock.locked():  # else calls have to wait
+        if locks.held < 2:  # else calls have to wait
             place.call(BATCH)
 
     place.before["append"] = flood

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.redis.store import RedisStore
@@ -45,12 +46,12 @@ class Guard(Place):
 
     def open(self) -> Store:  # type: ignore[override]
         self.reach("open")
-        return self._opens()
+        self.reached = self._opens()
+        return self.reached
 
     def cut_off(self) -> None:
         self.fail("open")
-        with self.store._lock:
-            self.store._fail(self.failing["open"])  # type: ignore[arg-type]
+        self.store.begin_after(self.reached, StoreUnavailable("it is gone"))
         self.store.tend()  # closes the store that failed
 
     def refusal(self) -> str | None:
@@ -140,7 +141,7 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
 ) -> None:
     policy = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n'
     guard = Guard(opens, policy, folder=tmp_path)
-    kind = type(guard.store._store)
+    kind = type(guard.reached)
     guard.cut_off()
     guard.call(3)
     around_next(monkeypatch, kind, "append", after=raising(Killed()))

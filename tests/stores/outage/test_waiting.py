@@ -4,16 +4,19 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.memory import MemoryStore, SharedMemory
+from mcpguard.stores.outage import breaker
 from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
 from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
 from tests.stores.conftest import broken
+from tests.stores.outage.conftest import Locks
 from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 
 ENOUGH_S = 30
@@ -127,13 +130,25 @@ def test_a_wrapper_that_started_without_its_store_admits_equal_calls_up_to_the_l
     assert admitted(8) == 5
 
 
+def events(monkeypatch: pytest.MonkeyPatch, kind: type[threading.Event] = threading.Event) -> list[threading.Event]:
+    """The events that tell the ends of attempts to open a store."""
+    made: list[threading.Event] = []
+
+    def make() -> threading.Event:
+        made.append(kind())
+        return made[-1]
+
+    monkeypatch.setattr(breaker, "threading", SimpleNamespace(Thread=threading.Thread, Lock=threading.Lock, Event=make))
+    return made
+
+
 @pytest.mark.parametrize("is_open", [False, True])
-def test_a_store_that_opens_around_the_end_of_the_session_is_closed(door: Door, *, is_open: bool) -> None:
-    connector = door.store._connector
-    assert connector
+def test_a_store_that_opens_around_the_end_of_the_session_is_closed(monkeypatch: pytest.MonkeyPatch, *, is_open: bool) -> None:
+    opened = events(monkeypatch)
+    door = Door()
     if is_open:
         door.go_on.set()
-        assert connector.wait(ENOUGH_S)
+        assert opened[0].wait(ENOUGH_S)
     door.store.close()
     door.go_on.set()
     assert door.closed.wait(ENOUGH_S)
@@ -144,33 +159,41 @@ def test_a_wait_for_the_store_has_as_many_steps_as_fit_into_its_timeout_however_
     monkeypatch: pytest.MonkeyPatch, step: int, *, in_time: bool
 ) -> None:
     door = Door(timeout_ms=0)
+    steps_s: list[float | None] = []
+
+    class Slow(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            steps_s.append(timeout)
+            if len(steps_s) < step:
+                return False
+            door.go_on.set()
+            return super().wait(ENOUGH_S)
+
+    events(monkeypatch, Slow)
     connector = Connector(door.open)
-    until_done = connector._done.wait
-    steps_s: list[float] = []
-
-    def wait(seconds: float) -> bool:
-        steps_s.append(seconds)
-        if len(steps_s) < step:
-            return False
-        door.go_on.set()
-        return until_done(ENOUGH_S)
-
-    monkeypatch.setattr(connector._done, "wait", wait)
     assert connector.wait(50 * STEP_S) is in_time
     assert steps_s == [STEP_S] * 50
-    door.go_on.set()
-    assert until_done(ENOUGH_S)
+    assert connector.wait(STEP_S)
     connector.abandon()
     door.store.close()
 
 
-def test_the_end_of_a_session_waits_in_one_step_on_a_busy_machine_too(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_session_waits_in_one_step_on_a_busy_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s: list[float | None] = []
+
+    class Never(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits_s.append(timeout)
+            return False
+
+    events(monkeypatch, Never)
+    door = Door()
     assert Wrapper(door.store, LIMIT_3).decisions("x") == ["allowed"]
-    assert door.store._connector
-    waits_s: list[float] = []
-    monkeypatch.setattr(door.store._connector._done, "wait", waits_s.append)
+    waits_s.clear()
     door.store.close()
     assert waits_s == [0.01]  # the time limit of a call, which is shorter than `LAST_TRY_S`
+    door.go_on.set()
+    assert door.closed.wait(ENOUGH_S)
 
 
 def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
@@ -233,23 +256,7 @@ def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing
     assert place.used() == [2]
 
 
-class TellingLock:
-    """A lock that reports when a thread has to wait for it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.is_waited_for = threading.Event()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.is_waited_for.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store_nor_opens_a_second_one() -> None:
+def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store_nor_opens_a_second_one(locks: Locks) -> None:
     writing, go_on = threading.Event(), threading.Event()
 
     class Slow(Door):
@@ -269,7 +276,6 @@ def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store
             return store
 
     door = Slow(timeout_ms=1000 * ENOUGH_S)
-    lock = door.store._lock = TellingLock()  # type: ignore[assignment]
     session = Wrapper(door.store, LIMIT_3)
     session.start()  # the store is not open yet, so the buffer keeps the row
     door.go_on.set()
@@ -278,7 +284,7 @@ def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store
     assert writing.wait(ENOUGH_S)
     probe = threading.Thread(target=door.store.tend)
     probe.start()
-    assert lock.is_waited_for.wait(ENOUGH_S)
+    assert locks.is_waited_for.wait(ENOUGH_S)
     go_on.set()
     for thread in (call, probe):
         thread.join(ENOUGH_S)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl
 from tests.build import Session, Time
@@ -61,6 +63,12 @@ def keys(server: Server, kind: str = "") -> list[str]:
     """The keys of all namespaces, or those of a kind."""
     words = server.command("KEYS", "*").decode().split("\r\n")
     return sorted(word for word in words if word.startswith("{") and (not kind or f":{kind}:" in word))
+
+
+def ask(server: Server, *command: bytes | str) -> Any:
+    """The whole reply to a command."""
+    with contextlib.closing(Link(server.address, timeout_s=20, key="")) as link:
+        return link.reply(*command)
 
 
 def length(server: Server, key: str = AUDIT) -> int:

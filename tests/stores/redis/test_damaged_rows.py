@@ -16,7 +16,7 @@ from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import Session
 from tests.redis_servers import Server
-from tests.stores.redis.conftest import AUDIT, OUTCOMES, PATIENT
+from tests.stores.redis.conftest import AUDIT, OUTCOMES, PATIENT, ask
 
 CALL = b'1767225600000000\n1\n\n\n{"namespace":"default","session":"aa"}\n'
 NUMBERS = struct.pack("<5q", 1, -1, -1, -1, -1)
@@ -47,12 +47,12 @@ def store(request: pytest.FixtureRequest, server: Server) -> Iterator[RedisStore
         session.one("x")
         stream_id = layout.stream_id(second.row_id or 0)
         if request.param is None:
-            store._server.ask(("HSET", OUTCOMES, stream_id, "ok soon"))
+            ask(server, "HSET", OUTCOMES, stream_id, "ok soon")
         else:
-            rest = store._server.ask(("XRANGE", AUDIT, "-", "+"))[0][2:]
-            store._server.ask(("XDEL", AUDIT, stream_id, rest[0][0]))
-            store._server.ask(("XADD", AUDIT, "*", *request.param))
-            store._server.ask(("XADD", AUDIT, "*", *rest[0][1]))
+            _, _, (third_id, third) = ask(server, "XRANGE", AUDIT, "-", "+")
+            ask(server, "XDEL", AUDIT, stream_id, third_id)
+            ask(server, "XADD", AUDIT, "*", *request.param)
+            ask(server, "XADD", AUDIT, "*", *third)
         yield store
 
 

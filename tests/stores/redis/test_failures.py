@@ -1,5 +1,6 @@
 """A server that fails: each failure is one line, within the budget, and charges nothing unseen."""
 
+import itertools
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from mcpguard.stores.clock import boot_us
 from mcpguard.stores.redis import server as redis_server
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
-from tests.build import Session
+from tests.build import Session, Time
 from tests.callers import Caller
 from tests.redis_servers import Server, free_port, running, wait_for
 from tests.stores.conftest import broken
@@ -126,20 +127,28 @@ def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_later(s
 
 
 @pytest.mark.parametrize("policy", [POLICY, ERRORS])
-def test_what_a_server_refuses_as_late_since_its_clock_is_ahead_is_tried_again(server: Server, policy: str) -> None:
+def test_what_a_server_refuses_as_late_since_its_clock_is_ahead_is_tried_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
     """The refusal tells the server's time."""
     caller = Caller(opened(server), policy)
+    behind = Time(0)
+    monkeypatch.setattr(redis_server, "boot_us", lambda: boot_us() - behind())
     for do in (lambda: caller.words("report"), lambda: caller.end(failed=True)):
-        caller.store._server._ahead_us -= HOUR_US  # type: ignore[attr-defined]
+        behind.now_us += HOUR_US
         do()
     assert used(server) == [1]
 
 
-def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told(server: Server, failing: Caller) -> None:
+def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told(
+    server: Server, failing: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failing.words("report")
-    failing.store._server._timeout_us = -HOUR_US  # type: ignore[attr-defined]
+    stopped_us = itertools.cycle([HOUR_US, 0])  # after the look at the clock that the deadline is made by
+    monkeypatch.setattr(redis_server, "boot_us", lambda: boot_us() - next(stopped_us))
     with unavailable("starts scripts too late"):
         failing.end(failed=True)
+    monkeypatch.undo()
     assert used(server) == []
 
 

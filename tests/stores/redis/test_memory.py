@@ -23,6 +23,7 @@ from tests.stores.redis.conftest import (
     SIZE,
     Begin,
     Opened,
+    ask,
     call_with_outcomes,
     length,
     refuse,
@@ -70,7 +71,7 @@ def test_calls_one_by_one_keep_the_audit_log_within_its_bound(server: Server, be
     session = begin(LIMITED, max_bytes=100_000)
     for _ in range(300):
         session.one("x")
-    entries, size = session.store._server.ask(("XRANGE", AUDIT, "-", "+"), ("GET", SIZE))
+    entries, size = ask(server, "XRANGE", AUDIT, "-", "+"), ask(server, "GET", SIZE)
     estimated = sum(math.ceil(1.2 * sum(map(len, fields[1::2]))) + 190 for _, fields in entries)
     assert struct.unpack("<4q", size)[2:] == (estimated, 0)
     assert 99_000 < estimated <= 100_000

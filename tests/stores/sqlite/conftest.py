@@ -2,20 +2,27 @@
 
 import contextlib
 import itertools
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import pytest
 
+from mcpguard.files import StrPath
+from mcpguard.locks import lock_file
 from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.api import Clock, Options
-from mcpguard.stores.sqlite import call_log, upkeep
+from mcpguard.stores.sqlite import call_log, database, draining, upkeep
+from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
+from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import WALL_US, Session, Time
-from tests.stores.conftest import before_each
+from tests.stores.conftest import FakeClock, before_each
 
 Open = Callable[..., SqliteStore]
 Tend = Callable[..., None]
@@ -50,11 +57,37 @@ def times() -> Times:
 
 
 @pytest.fixture(autouse=True)
-def patient_upkeep() -> Iterator[None]:
-    """A busy machine interrupts no drain: what it leaves would never be due, because the store's time stands still."""
+def upkeep_time() -> Iterator[FakeClock]:
+    """The clock by which upkeep waits, and sees how long it takes: no time, so a busy machine interrupts no drain."""
+    clock = FakeClock()
+    clock.now_s = 1e9  # long after the last call
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(upkeep, "HOLD_S", 600)
-        yield
+        patched.setattr(upkeep, "time", clock)
+        yield clock
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch, upkeep_time: FakeClock) -> None:
+    """A disk on which each transaction of a drain takes longer than a process may hold the lock."""
+
+    def pass_time() -> None:
+        upkeep_time.now_s += 2 * upkeep.HOLD_S
+
+    before_each(monkeypatch, draining.Drain, "write", pass_time)
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
+    """The connections to databases that are made."""
+    made: list[sqlite3.Connection] = []
+    connect = database.connect
+
+    def noted(*args: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(database, "connect", noted)
+    return made
 
 
 @pytest.fixture
@@ -104,16 +137,55 @@ def tend(times: Times) -> Tend:
     return do
 
 
+def make_log(path: Path, kib: int) -> int:
+    """Make a small call log, with which the store then begins. Returns the bytes that it holds."""
+    path.parent.mkdir(exist_ok=True)
+    call_log.create(log_path(path), token_bytes(32), ring_bytes=kib * 1024)
+    return kib * 1024
+
+
 @pytest.fixture
-def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
+def small_log(path: Path) -> int:
     """The size of a log that a few calls fill."""
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    return call_log.RING_BYTES
+    return make_log(path, 64)
 
 
-def drain(store: SqliteStore) -> None:
-    """Move all records of the log into the database."""
-    assert store._upkeep.drain(60)
+def drain_for(path: StrPath, timeout_s: float) -> bool:
+    """Move records of the log into the database, as another process. Returns whether it has all in time."""
+    with contextlib.closing(open_files(os.fspath(path), timeout_s=60, own_clock=Time(), wall=Time())) as files:
+        return SqliteUpkeep(files, Options(), decided_s=lambda: 0.0).drain(timeout_s)
+
+
+def drain(path: StrPath) -> None:
+    """Move all records of the log into the database, as another process."""
+    assert drain_for(path, 60)
+
+
+def log_ends(path: StrPath) -> tuple[int, int]:
+    """The positions up to which the database has the log, and at which the log ends."""
+    with contextlib.closing(CallLog(log_path(path), writable=False)) as log:
+        at = log.drained()
+        return at.end, log.end(at).end
+
+
+def waiting_bytes(path: StrPath) -> int:
+    """How much of the log the database does not have."""
+    drained, end = log_ends(path)
+    return end - drained
+
+
+def overwrite(path: StrPath, at: int, data: bytes) -> None:
+    with Path(path).open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+@contextlib.contextmanager
+def locked(path: StrPath, suffix: str = "-lock") -> Iterator[None]:
+    """Another process's hold of one of the store's locks."""
+    with contextlib.closing(lock_file(beside(path, suffix))) as lock:
+        assert lock.acquire(0)
+        yield
 
 
 def used(store: SqliteStore) -> list[int]:
@@ -138,14 +210,12 @@ def counter_of(requests: list[DecisionRequest]) -> Any:
     return counter
 
 
-def turn_is_free(store: SqliteStore) -> bool:
+def turn_is_free(path: StrPath) -> bool:
     """Whether another process could take its turn now."""
-    is_free = store._follower.turn_lock.acquire(0)
-    if is_free:
-        store._follower.turn_lock.release()
-    return is_free
+    with contextlib.closing(lock_file(log_path(path))) as turn:
+        return turn.acquire(0)
 
 
-def turns_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, other: SqliteStore) -> list[bool]:
+def turns_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, path: Path) -> list[bool]:
     """Whether another process could take its turn, before each call of a function."""
-    return before_each(monkeypatch, owner, name, lambda: turn_is_free(other))
+    return before_each(monkeypatch, owner, name, lambda: turn_is_free(path))

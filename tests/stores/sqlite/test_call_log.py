@@ -1,6 +1,7 @@
 """The call log: a ring of records, each of which is there completely or not at all, even if its writer is killed."""
 
 import contextlib
+import json
 import os
 import stat
 import tempfile
@@ -13,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import pwrite
 from mcpguard.stores.sqlite import call_log, log_records
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, create
 from mcpguard.stores.sqlite.log_records import START, Position, pack
 from tests.stores.conftest import open_descriptors
+from tests.stores.sqlite.conftest import overwrite
 
-HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
-
+KEY = bytes(32)
 SMALL = 128 * 1024
 
 
@@ -30,11 +32,9 @@ def path(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def small_log(path: Path) -> Iterator[CallLog]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(call_log, "RING_BYTES", SMALL)
-        create(path, HEADER)
-        with contextlib.closing(CallLog(path)) as log:
-            yield log
+    create(path, KEY, ring_bytes=SMALL)
+    with contextlib.closing(CallLog(path)) as log:
+        yield log
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def texts(log: CallLog, at: Position = START) -> list[str]:
 @pytest.mark.posix
 def test_a_new_log_is_empty_fully_allocated_and_private(log: CallLog, path: Path) -> None:
     assert texts(log) == []
-    assert log.key == bytes(32)
+    assert log.key == KEY
     assert log.drained() == START
     assert path.stat().st_size == path.stat().st_blocks * 512 == 4096 + SMALL
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -142,13 +142,16 @@ def test_the_end_of_a_log_is_known_wherever_it_is_in_the_ring(log: CallLog) -> N
 def test_a_new_log_is_forced_to_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new.db-calls"
     has_name: list[bool] = []
-    monkeypatch.setattr(call_log, "_sync", lambda _: has_name.append(path.exists()))
-    create(path, HEADER)
+    monkeypatch.setattr(call_log, "force_data", lambda _: has_name.append(path.exists()))
+    create(path, KEY)
     assert (has_name, path.exists()) == ([False], True)
 
 
+CUT = json.dumps({"key": KEY.hex(), "format": call_log.FORMAT, "ring_bytes": 2 * SMALL}).encode().ljust(4096 + SMALL, b"\0")
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"not a log", b"[" * 5000, b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL)]
+    "content", [b"", b"not a log", b"[" * 5000, b"{}".ljust(4096 + SMALL, b"\0"), b"\xff" * (4096 + SMALL), CUT]
 )
 def test_a_file_that_is_not_a_call_log_is_refused_and_stays_unchanged_and_closed(path: Path, content: bytes) -> None:
     path.write_bytes(content)
@@ -168,7 +171,7 @@ def test_a_pipe_in_place_of_a_log_is_refused_at_once(tmp_path: Path, path: Path)
 
 
 def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite, done = call_log._pwrite, []
+    done: list[int] = []
 
     def fail_in_the_middle(fd: int, data: bytes, at: int) -> int:
         done.append(at)
@@ -179,7 +182,7 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
         return pwrite(fd, data, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(call_log, "_pwrite", fail_in_the_middle)
+        patch.setattr(call_log, "pwrite", fail_in_the_middle)
         with pytest.raises(OSError, match="Input/output"):
             put(log, START, "+ one", "+ two")
     assert log.ends_at(START)
@@ -187,23 +190,24 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
 
 
 def test_what_the_file_takes_in_parts_is_written_as_a_whole(log: CallLog, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pwrite = call_log._pwrite
-    monkeypatch.setattr(call_log, "_pwrite", lambda fd, data, at: pwrite(fd, data[:9], at))
+    monkeypatch.setattr(call_log, "pwrite", lambda fd, data, at: pwrite(fd, data[:9], at))
     after = put(log, START, "+ one")
     log.set_drained(after)
-    log.write_header(HEADER | {"time_base": "a boot"})
+    log.write_header({**log.header, "time_base": "a boot"})
     assert log.drained() == after
     with contextlib.closing(CallLog(path)) as reopened:
         assert reopened.header["time_base"] == "a boot"
 
 
-def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_records, "MAX_TEXT_BYTES", 70_000)
-    at = put(log, START, "ä" * 35_000)
-    with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):
-        put(log, at, "before", "x" * 70_001)
-    assert texts(log) == ["ä" * 35_000]
-    assert log.end(START) == at
+def test_a_record_longer_than_readers_can_read_is_refused(path: Path) -> None:
+    create(path, KEY)
+    longest = "ä" * (log_records.MAX_TEXT_BYTES // 2)
+    with contextlib.closing(CallLog(path)) as log:
+        at = put(log, START, longest)
+        with pytest.raises(StoreUnavailable, match="takes no record of 2097153 bytes"):
+            put(log, at, "before", f"{longest}x")
+        assert texts(log) == [longest]
+        assert log.end(START) == at
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=12), st.integers(0), st.integers(1, 255))
@@ -215,7 +219,7 @@ def test_a_reader_takes_the_records_before_a_damaged_one_and_none_after_it(lengt
             at = put(log, at, f"{number} {'x' * length}")
             ends.append(at.end)
         damaged = START.end + where % (at.end - START.end)
-        (byte,) = call_log._pread(log.fd, 1, 4096 + damaged)
-        call_log._pwrite(log.fd, bytes([byte ^ damage]), 4096 + damaged)
+        byte = Path(log.path).read_bytes()[4096 + damaged]
+        overwrite(log.path, 4096 + damaged, bytes([byte ^ damage]))
         whole = sum(end <= damaged for end in ends)
         assert [int(text.split()[0]) for text in texts(log)] == list(range(whole))

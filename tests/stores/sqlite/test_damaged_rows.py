@@ -12,7 +12,6 @@ from mcpguard.session.audit import Outcome
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import upkeep
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, identity
@@ -85,12 +84,10 @@ def test_who_is_told_of_no_damage_gets_an_error_that_names_the_row(path: Path, h
         list(store.entries())
 
 
-def test_old_rows_are_deleted_beside_a_damaged_one(path: Path, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
-    monkeypatch.setattr(upkeep, "HOLD_S", 600)
+def test_old_rows_are_deleted_beside_a_damaged_one(path: Path, harm: str) -> None:
     later = wall_us() + 60_000_000
     with contextlib.closing(SqliteStore(path, Options(keep_us=1), wall=lambda: later, clock=lambda: later)) as store:
         Session(store, LIMIT, session="d" * 16).one("x")
-        store._upkeep.has_more_to_do = True
         store.tend()
     with contextlib.closing(SqliteReader(path, notify=print)) as reader:
         assert {one.row_id for one in reader.entries()} == {4}

@@ -11,23 +11,28 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
+from mcpguard.files import pwrite
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.sqlite import call_log, database, upkeep
+from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
+from mcpguard.stores.sqlite.memory import Follower
 from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import SqliteReader
+from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import WALL_US, Session
 from tests.missing import make_link
 from tests.stores.conftest import FakeClock, around_next, raising
-from tests.stores.sqlite.conftest import MANY, Begin, Open, counter_of, drain, turn_is_free, used
+from tests.stores.sqlite.conftest import MANY, Begin, Open, counter_of, drain, locked, log_ends, overwrite, turn_is_free, used
 
 
-def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store: Open) -> None:
-    reader = open_store(timeout_ms=70)._reader
-    assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
+def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(
+    open_store: Open, connections: list[sqlite3.Connection]
+) -> None:
+    open_store(timeout_ms=70)
+    assert connections[-1].execute("PRAGMA busy_timeout").fetchone() == (70,)
 
 
 def test_a_call_that_another_process_overtakes_is_decided_anew(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,19 +40,18 @@ def test_a_call_that_another_process_overtakes_is_decided_anew(begin: Begin, mon
     late, early = begin(limit), begin(limit)
     late.one("x")
     for remaining, decision in (0, "allowed"), (0, "rate_limited"):
-        around_next(monkeypatch, late.store._follower, "take_turn", before=lambda: early.one("x"))
+        around_next(monkeypatch, Follower, "take_turn", before=lambda: early.one("x"))
         verdict = late.one("x")
         assert (verdict.remaining, verdict.decision) == (remaining, decision)
     assert used(late.store) == [3]
     assert [entry.row_id for entry in late.store.entries()] == [1, 2, 3, 4, 5]
 
 
-def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(begin: Begin) -> None:
-    other = begin(MANY).store
+def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(path: Path, begin: Begin) -> None:
     at_work: list[bool] = []
 
     def wall() -> int:  # the time of its row
-        at_work.append(turn_is_free(other))
+        at_work.append(turn_is_free(path))
         return WALL_US
 
     begin(MANY, wall=wall).call("x", 2)
@@ -60,9 +64,9 @@ def test_two_processes_that_drain_without_a_lock_count_once(path: Path, begin: B
     path.with_name("mcpguard.db-lock").unlink()
     one, other = session.store, begin().store
     one.adopt([(counter_of(session.charges("x")), (-1, -1, 4))], token_hex())
-    around_next(monkeypatch, CallLog, "records", before=lambda: drain(other))
+    around_next(monkeypatch, CallLog, "records", before=one.tend)
     with pytest.raises(StoreUnavailable, match="two processes at once") as raised:
-        drain(one)
+        drain(path)
     assert "-lock removed" in raised.value.hint
     assert used(one) == used(other) == [4]
 
@@ -73,7 +77,7 @@ def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, p
     other = begin(MANY, tmp_path / "link.db")
     one.call("x", 3)
     other.call("x", 2)
-    drain(other.store)
+    drain(path)
     assert used(one.store) == used(other.store) == [5]
     with contextlib.closing(SqliteReader(tmp_path / "link.db")) as reader:
         assert [entry.row_id for entry in reader.entries()] == [1, 2, 3, 4, 5]
@@ -91,10 +95,12 @@ def test_an_error_at_a_path_where_nothing_can_be_seen_is_reported(tmp_path: Path
     assert error.hint.endswith(hint)
 
 
-def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(tmp_path: Path, path: Path, begin: Begin) -> None:
+def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(
+    tmp_path: Path, path: Path, begin: Begin, connections: list[sqlite3.Connection]
+) -> None:
     session = begin(MANY, clock=None)
     session.call("x", 3)
-    drain(session.store)
+    drain(path)
     session.call("x", 2)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("PRAGMA cache_size = 1")  # so that it writes into the file before it commits
@@ -109,7 +115,7 @@ def test_a_transaction_that_a_killed_process_left_does_not_stop_a_reader(tmp_pat
         assert [entry.record["seq"] for entry in reader.entries()] == [1, 2, 3, 4, 5]
         assert [one.used for one in reader.counters()] == [5]
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
-            reader._db.execute("DELETE FROM audit")
+            connections[-1].execute("DELETE FROM audit")
 
 
 @pytest.mark.posix
@@ -136,12 +142,12 @@ def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor
 def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_listed(path: Path, begin: Begin) -> None:
     session = begin()
     session.call("x", 2)
-    drain(session.store)
+    drain(path)
     session.call("x", 2)
     path.unlink()
     after = begin()
     assert after.one("x").remaining == 2
-    drain(after.store)
+    drain(path)
     assert after.store.counters() == begin().store.counters() == []
     assert begin().one("x").remaining == 1
 
@@ -169,8 +175,8 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_full_of_calls(begin: Begin,
     counter, cap = counter_of(session.charges("x")), session.charges("capped")[0].plan
     fill(lambda: session.one("x"))
     calls = session.journal.seq - 1
-    monkeypatch.setattr(store._upkeep, "drain", None)  # a call may wait: it is not drained here
-    monkeypatch.setattr(store._upkeep, "await_drained", None)
+    monkeypatch.setattr(SqliteUpkeep, "drain", None)  # a call may wait: it is not drained here
+    monkeypatch.setattr(SqliteUpkeep, "await_drained", None)
     store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20)
     store.adopt([(counter, (-1, -1, 1))], token_hex())
     store.settle([Ending(capped.row_id or 0, cap, failed=False)])
@@ -181,22 +187,23 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_full_of_calls(begin: Begin,
 
 @pytest.mark.usefixtures("small_log")
 @pytest.mark.parametrize("drains", ["itself", "another process"])
-def test_a_reset_has_room_in_a_full_log_which_is_drained(begin: Begin, monkeypatch: pytest.MonkeyPatch, drains: str) -> None:
-    clock = FakeClock()
-    monkeypatch.setattr(upkeep, "time", clock)
-    session, other = begin(MANY, timeout_ms=1000), begin().store
+def test_a_reset_has_room_in_a_full_log_which_is_drained(
+    path: Path, begin: Begin, upkeep_time: FakeClock, monkeypatch: pytest.MonkeyPatch, drains: str
+) -> None:
+    session = begin(MANY, timeout_ms=1000)
     store = session.store
     fill(lambda: session.one("x"))
     fill(lambda: store.record([Outcome(1, "ok", 1)]))
-    if drains == "another process":
-        assert other._files.lock.acquire(0)
+    with contextlib.ExitStack() as other:
+        if drains == "another process":
+            other.enter_context(locked(path))
 
-        def other_drains(_: float) -> None:
-            other._files.lock.release()
-            drain(other)
+            def other_drains(_: float) -> None:
+                other.close()
+                drain(path)
 
-        monkeypatch.setattr(clock, "sleep", other_drains)
-    assert store.reset([one.label for one in store.counters()]) == 1
+            monkeypatch.setattr(upkeep_time, "sleep", other_drains)
+        assert store.reset([one.label for one in store.counters()]) == 1
     assert used(store) == []
 
 
@@ -206,7 +213,7 @@ def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_
 ) -> None:
     session = begin(MANY)
     session.call("x", 3)
-    drain(session.store)
+    drain(path)
     lost = session.call("x", 3)[-1].row_id or 0
     Path(log_path(path)).unlink()
     for module, name in (database, "set_position"), (call_log, "create"):
@@ -215,24 +222,23 @@ def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_
             begin()
     after = begin(MANY)
     assert (after.one("x").row_id or 0) > lost
-    drain(after.store)
+    drain(path)
     assert [entry.record["seq"] for entry in after.store.entries()] == [1, 2, 3, 1]
 
 
 def test_nothing_is_appended_after_a_record_that_was_undone(begin: Begin) -> None:
     one, other = begin(MANY), begin(MANY)
     assert [*one.decisions("x"), *other.decisions("x")] == ["allowed"] * 2
-    write = call_log._pwrite
 
     def fail(fd: int, data: bytes, at: int) -> int:
-        write(fd, data, at)
+        pwrite(fd, data, at)
         if not data.strip(b"\0"):
             return len(data)  # it is undone
-        other.store._follower.follow()  # without the turn, as for an agent's note
+        assert other.store.take_notes("default", ["none"]) == {}  # it reads without the turn
         raise OSError(5, "Input/output error")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(call_log, "_pwrite", fail)
+        patch.setattr(call_log, "pwrite", fail)
         with pytest.raises(StoreUnavailable, match="Input/output"):
             one.one("x")
     with pytest.raises(StoreUnavailable, match="damaged"):
@@ -241,15 +247,12 @@ def test_nothing_is_appended_after_a_record_that_was_undone(begin: Begin) -> Non
     assert used(begin().store) == [3]
 
 
-def test_a_record_damaged_before_it_is_drained_is_reported(path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
+def test_a_record_damaged_before_it_is_drained_is_reported(path: Path, begin: Begin) -> None:
     one, other = begin(MANY), begin(MANY)
-    drain(one.store)
-    damaged_at = one.store._log.drained().end
+    drain(path)
+    damaged_at = log_ends(path)[0]
     assert [*one.decisions("x", 2), *other.decisions("x", 2)] == ["allowed"] * 4
-    with Path(log_path(path)).open("r+b") as log:
-        log.seek(4096 + damaged_at)
-        log.write(bytes(8))
+    overwrite(log_path(path), 4096 + damaged_at, bytes(8))
     assert one.decisions("x") == ["allowed"]  # it reads the end of the log alone
     for session in one, other:
         with pytest.raises(StoreDamaged, match="a record that is not yet in the database cannot be read"):
@@ -288,7 +291,7 @@ def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: 
 def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, begin: Begin) -> None:
     idle = begin()
     idle.call("x", 3)
-    drain(idle.store)
+    drain(path)
     Path(log_path(path)).unlink()
     after = begin()
     assert "was removed" in after.store.warnings[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import FileLock, lock_file
 from mcpguard.stores import clock
@@ -21,22 +22,17 @@ from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
-from tests.stores.conftest import broken, open_descriptors
-from tests.stores.sqlite.conftest import Begin, Open, drain, used
+from tests.stores.conftest import FakeClock, broken, open_descriptors
+from tests.stores.sqlite.conftest import Begin, Open, drain, locked, log_ends, overwrite, used, waiting_bytes
 
 
 @pytest.fixture
 def open_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
-    monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
+    """Opens stores on the machine's clock. Nobody really waits for a lock."""
+    waiting = FakeClock()
+    for module in locks, opening:
+        monkeypatch.setattr(module, "time", waiting)
     return partial(open_store, clock=None, timeout_ms=100)
-
-
-@contextlib.contextmanager
-def locked(path: Path, suffix: str = "-lock") -> Iterator[None]:
-    """Another process's hold of one of the store's locks."""
-    with contextlib.closing(lock_file(beside(path, suffix))) as lock:
-        assert lock.acquire(0)
-        yield
 
 
 def is_open(path: Path) -> bool:
@@ -49,7 +45,7 @@ def is_open(path: Path) -> bool:
 def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, begin: Begin, drained: int) -> None:
     one = begin()
     one.call("x", drained)
-    drain(one.store)
+    drain(path)
     one.call("x", 2 - drained)
     with locked(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as upkeep:
         upkeep.execute("BEGIN IMMEDIATE")
@@ -59,7 +55,7 @@ def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, begin: 
     assert used(other.store) == [2]
     assert other.decisions("x", 2) == ["allowed"] * 2
     assert one.decisions("x", 2) == ["allowed", "rate_limited"]
-    assert abs(one.store._clock() - other.store._clock()) < 1_000_000
+    assert abs(one.store.last_seen()[1] - other.store.last_seen()[1]) < 1_000_000
 
 
 def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_store: Open) -> None:
@@ -95,10 +91,14 @@ def changed_log(change: Callable[[CallLog], object]) -> Callable[[Path], None]:
     return harm
 
 
+def lose_newest_pages(path: Path) -> None:
+    overwrite(log_path(path), 4096 + log_ends(path)[0] - 4, bytes(64))
+
+
 HARMS: dict[str, Callable[[Path], None]] = {
     "lacks its log": lambda path: Path(log_path(path)).unlink(),
     "has another store's log": has_another_stores_log,
-    "has a log that ends before its database": changed_log(lambda log: log._write(log.drained().end - 4, bytes(64))),
+    "has a log that ends before its database": lose_newest_pages,
     "has a log that does not know what its database has": changed_log(lambda log: log.set_drained(START)),
     "has the time of another boot": changed_log(lambda log: log.write_header({**log.header, "time_base": "another boot"})),
     "is cut": lambda path: os.truncate(path, 8192),
@@ -119,8 +119,8 @@ def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_c
 def test_a_log_that_does_not_know_what_its_database_has_learns_it(path: Path, begin: Begin) -> None:
     begin().call_and_end(3)
     changed_log(lambda log: log.set_drained(START))(path)
-    store = begin().store
-    assert store._log.drained().end == store._follower.at.end
+    begin()
+    assert waiting_bytes(path) == 0
 
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
@@ -148,7 +148,7 @@ def test_a_store_is_created_beside_a_process_that_reads_it(path: Path, begin: Be
 # files that stay open would add up: during an outage a store is opened every few seconds
 
 
-@pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (FileLock, "share")])
+@pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (clock, "boot_us"), (FileLock, "share")])
 def test_a_store_that_cannot_be_opened_leaves_no_file_open(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
 ) -> None:
@@ -197,7 +197,7 @@ def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_kno
 ) -> None:
     session = begin()
     session.call("x", 2)
-    drain(session.store)
+    drain(path)
     session.call("x", 1)
     with monkeypatch.context() as patch:
         patch.setattr(SqliteUpkeep, "drain", lambda *_: False)

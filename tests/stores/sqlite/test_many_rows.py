@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
-from mcpguard.locks import lock_file
 from mcpguard.session.audit import Row
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import DISORDER_US, Options, StoredRow, Wanted
-from mcpguard.stores.sqlite import draining, upkeep
-from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.reader import SqliteReader
+from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
 from tests.build import WALL_US, Time
-from tests.stores.sqlite.conftest import MANY, Begin, OnFile, Open, Times, drain
+from tests.stores.conftest import FakeClock
+from tests.stores.sqlite.conftest import MANY, Begin, OnFile, Open, Times, drain, locked
 
 Fill = Callable[..., SqliteReader]
 
@@ -31,7 +31,7 @@ def fill(open_store: Open) -> Iterator[Fill]:
             store = open_store()
             contexts = [compact({"session": "aa", "namespace": "default", "user": f"user-{at % users}"}) for at in range(count)]
             store.append([Row(WALL_US + at, at + 1, "allowed", one, detail=detail) for at, one in enumerate(contexts)])
-            drain(store)
+            drain(store.path)
             return opened.enter_context(contextlib.closing(SqliteReader(store.path)))
 
         yield do
@@ -49,11 +49,11 @@ def test_a_page_has_a_bounded_number_of_rows(fill: Fill) -> None:
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_a_page_of_long_rows_ends_early(fill: Fill, *, newest_first: bool) -> None:
+def test_a_page_of_long_rows_ends_early(fill: Fill, connections: list[sqlite3.Connection], *, newest_first: bool) -> None:
     """Somebody who needs the newest row while a call waits does not read a gigabyte for it."""
     found = fill(7, detail=compact({"reason": "x" * 1_000_000}))
     asked: list[str] = []
-    found._db.set_trace_callback(asked.append)
+    connections[-1].set_trace_callback(asked.append)
     ids = [one.row_id for one in (found.newest() if newest_first else found.entries())]
     assert ids == [*(range(7, 0, -1) if newest_first else range(1, 8))]
     assert len([one for one in asked if "ORDER BY a.id" in one]) == 2
@@ -101,10 +101,10 @@ def test_the_rows_of_before_a_time_are_deleted(day: Path) -> None:
     assert hours(day) == list(range(10, 24))
 
 
-def test_rows_go_in_portions_and_the_newest_row_stays(day: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draining, "AT_ONCE", 10)
-    assert prune(day, 1000) == [10, 10, 3]
-    assert hours(day) == [23]
+def test_rows_go_in_portions_and_the_newest_row_stays(fill: Fill, path: Path) -> None:
+    reader = fill(4500)
+    assert prune(path, 1000) == [2000, 2000, 499]
+    assert [one.row_id for one in reader.entries()] == [4500]
 
 
 def test_rows_that_are_only_in_the_call_log_are_deleted_too(day: Path, begin: Begin) -> None:
@@ -128,15 +128,13 @@ def test_a_damaged_row_is_deleted_with_the_row_before_it(day: Path) -> None:
 
 
 def test_it_waits_for_upkeep_of_another_process_for_a_bounded_time(day: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "LOCK_S", 0.01)
-    with contextlib.closing(lock_file(beside(day, "-lock"))) as lock:
-        assert lock.acquire(1)
-        with pytest.raises(StoreUnavailable, match="is locked by another process"):
-            prune(day, 10)
+    SqliteStore(day).close()  # then it needs no repair
+    monkeypatch.setattr(locks, "time", FakeClock())
+    with locked(day), pytest.raises(StoreUnavailable, match="is locked by another process"):
+        prune(day, 10)
     assert sum(prune(day, 10)) == 10
 
 
 def test_it_takes_no_lock_that_calls_need(day: Path) -> None:
-    with contextlib.closing(CallLog(log_path(day))) as log, contextlib.closing(log.turn()) as turn:
-        assert turn.acquire(1)
+    with locked(day, "-calls"):
         assert sum(prune(day, 10)) == 10

@@ -1,18 +1,15 @@
 """Agent notes: how a hook writes them into an SQLite store, and how long they are found."""
 
-import contextlib
 from pathlib import Path
 
 import pytest
 
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
-from mcpguard.locks import lock_file
-from mcpguard.stores.sqlite.call_log import log_path
-from mcpguard.stores.sqlite.memory import Memory
+from mcpguard.stores.sqlite.memory import Follower, Memory
 from mcpguard.stores.sqlite.notes import leave_note, note_line
 from tests.build import WALL_US, Session
 from tests.stores.conftest import around_next
-from tests.stores.sqlite.conftest import Open, Times, ask, rows
+from tests.stores.sqlite.conftest import Open, Times, ask, locked, rows
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
 
@@ -29,8 +26,7 @@ def test_a_note_creates_no_store(tmp_path: Path) -> None:
 
 def test_the_wait_for_the_lock_is_bounded(path: Path, open_store: Open) -> None:
     open_store().close()
-    with contextlib.closing(lock_file(log_path(path))) as lock:
-        assert lock.acquire(0)
+    with locked(path, "-calls"):
         assert not leave(path, timeout_s=0.1)
     assert leave(path)
 
@@ -63,6 +59,6 @@ def test_a_note_that_two_processes_take_is_taken_once(path: Path, open_store: Op
     one, other = open_store(), open_store()
     leave(path)
     taken: list[dict[str, str]] = []
-    around_next(monkeypatch, other, "_publish", before=lambda: taken.append(one.take_notes("default", ["t1"])))
+    around_next(monkeypatch, Follower, "turn", before=lambda: taken.append(one.take_notes("default", ["t1"])))
     assert other.take_notes("default", ["t1"]) == {}
     assert taken == [{"t1": NOTE.text}]

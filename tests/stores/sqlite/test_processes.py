@@ -61,7 +61,7 @@ def owner_files(path: Path) -> list[Path]:
 def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Open) -> None:
     caller = Caller(open_store(durability="full"), CAPPED)
     assert caller.words("x") == ["allowed"]
-    with broken(call_log, "_sync", errno.EIO), pytest.raises(StoreUnavailable):
+    with broken(call_log, "force_data", errno.EIO), pytest.raises(StoreUnavailable):
         caller.decide("x", "x")
     assert caller.used == [1]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]

@@ -12,20 +12,22 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database
-from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import Session, Time
-from tests.stores.sqlite.conftest import MANY
+from tests.stores.sqlite.conftest import MANY, log_ends, make_log, overwrite
 
 
 @pytest.fixture
-def path(tmp_path: Path, small_log: int) -> Path:
+def path(tmp_path: Path) -> Path:
     """A store with three rows. A few calls fill its log."""
-    call(tmp_path / "mcpguard.db", 3, "a")
-    return tmp_path / "mcpguard.db"
+    path = tmp_path / "mcpguard.db"
+    make_log(path, 64)
+    call(path, 3, "a")
+    return path
 
 
 @contextlib.contextmanager
@@ -53,8 +55,7 @@ def with_an_older_log(path: Path) -> None:
 
 def with_a_log_that_lost_its_newest_pages(path: Path) -> None:
     call(path, 2, "b")
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        log._write(log.drained().end - 4, bytes(64))
+    overwrite(log_path(path), 4096 + log_ends(path)[0] - 4, bytes(64))
 
 
 def with_an_older_log_that_has_records(path: Path) -> None:

@@ -14,12 +14,13 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import Limit, live
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore, SharedMemory
-from mcpguard.stores.sqlite import call_log, log_lines, upkeep
+from mcpguard.stores.sqlite import log_lines, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
 from tests.callers import Caller
 from tests.end_to_end.host import rule
+from tests.stores.sqlite.conftest import make_log
 
 PLAIN = (
     '[[rule]]\ntool = "x"\nlimit = ["3/1s", "70/1m"]\n'
@@ -166,13 +167,12 @@ class Twins:
 @given(
     st.sampled_from([PLAIN, MIXED, WIDE]),
     st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30),
-    st.sampled_from([1, upkeep.DRAIN_BYTES]),
 )
-def test_wrappers_decide_count_and_write_as_in_memory(policy: str, steps: list[tuple[str, ...]], drain_bytes: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "DRAIN_BYTES", drain_bytes)
-        patch.setattr(call_log, "RING_BYTES", 64 * 1024)
-        twins = Twins(Path(folder) / "mcpguard.db", policy)
+def test_wrappers_decide_count_and_write_as_in_memory(policy: str, steps: list[tuple[str, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mcpguard.db"
+        make_log(path, 64)
+        twins = Twins(path, policy)
         try:
             for what, *values in steps:
                 getattr(twins, what)(*values)

@@ -15,16 +15,14 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard import locks
+from mcpguard import files, locks
 from mcpguard.errors import ExitStatus, StoreUnavailable
-from mcpguard.files import force
-from mcpguard.locks import lock_file
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import clock, filesystem
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import call_log, database, log_records, opening, upkeep
+from mcpguard.stores.sqlite import call_log, database, draining, log_records, opening
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import SqliteReader
@@ -32,7 +30,19 @@ from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
 from tests.callers import Caller
 from tests.stores.conftest import as_on, broken
-from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Begin, Open, Times, ask, counter_of, rows
+from tests.stores.sqlite.conftest import (
+    FIVE_A_MINUTE,
+    Begin,
+    Open,
+    Times,
+    ask,
+    counter_of,
+    locked,
+    log_ends,
+    overwrite,
+    rows,
+    turn_is_free,
+)
 
 Transaction = Callable[[sqlite3.Connection], contextlib.AbstractContextManager[None]]
 Harm = Callable[[Path], None]
@@ -97,7 +107,7 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name", "what"),
-    [(clock, "base_id", "{path}"), (call_log, "_pread", "{path}-calls"), (os, "stat", "{path}")],
+    [(clock, "base_id", "{path}"), (call_log, "pread", "{path}-calls"), (os, "stat", "{path}")],
     ids=["the boot", "the log", "the files"],
 )
 def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
@@ -116,7 +126,7 @@ def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
 
 
 def is_overwritten(path: Path) -> None:
-    overwrite(path, database.PAGE_BYTES, path.stat().st_size - database.PAGE_BYTES)
+    overwrite(path, database.PAGE_BYTES, b"\xff" * (path.stat().st_size - database.PAGE_BYTES))
 
 
 def is_another_programs(path: Path) -> None:
@@ -182,18 +192,12 @@ def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_d
     assert raised.value.hint.startswith("move it away")
 
 
-def overwrite(path: Path, at: int, count: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(b"\xff" * count)
-
-
 def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, begin: Begin, times: Times) -> None:
     session = begin()
     session.call("x", 3)
     times[0].pass_s(3)
     session.store.tend()
-    overwrite(path, 1024, path.stat().st_size - 1024)
+    overwrite(path, 1024, b"\xff" * (path.stat().st_size - 1024))
     damaged = path.read_bytes()
     session.call("x", 2)
     times[0].pass_s(3)
@@ -210,7 +214,7 @@ def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_
     store.close()
     whole = path.read_bytes()
     page = ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'audit'")
-    overwrite(path, (page - 1) * database.PAGE_BYTES, database.PAGE_BYTES)
+    overwrite(path, (page - 1) * database.PAGE_BYTES, b"\xff" * database.PAGE_BYTES)
     store = open_store()  # which reads no row
     for ask_again in (lambda: list(store.entries()), open_store):
         with pytest.raises(StoreUnavailable, match="is damaged"):
@@ -226,7 +230,7 @@ def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_th
     begin().call_and_end(2)
     path.write_bytes(copy)
     store = begin().store
-    assert store._log.drained().end < store._follower.at.end
+    assert rows(path) == 2
     store.close()
     assert rows(path) == 4
 
@@ -287,16 +291,14 @@ def test_files_of_another_version_or_store_are_refused_with_a_reason_and_unchang
     assert contents(copy) == before
 
 
-def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
-        database.migrate(db, tmp_path / "x.db")
-        before = db.execute("SELECT name FROM sqlite_schema").fetchall()
-        monkeypatch.setattr(database, "STEPS", (*database.STEPS, "CREATE TABLE extra (x)", "CREATE TABLE extra (x)"))
-        monkeypatch.setattr(database, "VERSION", database.VERSION + 2)
-        with pytest.raises(sqlite3.OperationalError):
+        db.set_authorizer(lambda _, name, *__: sqlite3.SQLITE_DENY if name == "audit_of_namespace" else sqlite3.SQLITE_OK)
+        with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
             database.migrate(db, tmp_path / "x.db")
-        assert db.execute("PRAGMA user_version").fetchone() == (database.VERSION - 2,)
-        assert db.execute("SELECT name FROM sqlite_schema").fetchall() == before
+        db.set_authorizer(None)
+        assert db.execute("PRAGMA user_version").fetchone() == (0,)
+        assert db.execute("SELECT name FROM sqlite_schema").fetchall() == []
         assert not db.in_transaction
 
 
@@ -407,7 +409,7 @@ def test_time_does_not_run_back_over_a_reboot_if_only_the_call_log_has_the_newes
     session.call("y")
     machine.boot.pass_s(3600)
     session.call("x", 5)
-    with broken(upkeep.SqliteUpkeep, "_write", sqlite3.OperationalError("database or disk is full")):
+    with broken(draining.Drain, "write", sqlite3.OperationalError("database or disk is full")):
         first.close()
     assert rows(path, "counter") == 0
     machine.reboots()
@@ -456,14 +458,11 @@ def test_macos_forces_calls_and_transactions_through_the_disks_own_memory(path: 
     with contextlib.closing(database.connect(path)) as db:
         assert db.execute("PRAGMA fullfsync").fetchone() == (1,)
     monkeypatch.delattr(os, "fdatasync", raising=False)  # macOS has none
-    assert as_on("darwin", call_log, monkeypatch)._sync is force
+    on_macos = as_on("darwin", files, monkeypatch)
+    assert on_macos.force_data is on_macos.force
 
 
-Trouble = Callable[[Open], contextlib.AbstractContextManager[None]]
-
-
-def another_has_the_turn(open_store: Open) -> contextlib.AbstractContextManager[None]:
-    return open_store()._follower.turn()
+Trouble = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize(
@@ -472,10 +471,10 @@ def another_has_the_turn(open_store: Open) -> contextlib.AbstractContextManager[
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        pytest.param(lambda _: broken(call_log, "_pwrite", errno.EIO), "Input/output error", id="a write"),
+        pytest.param(lambda _: broken(call_log, "pwrite", errno.EIO), "Input/output error", id="a write"),
         pytest.param(lambda _: broken(call_log.CallLog, "ends_at", errno.EIO), "Input/output error", id="a read in its turn"),
         pytest.param(lambda _: broken(locks, "_lock", errno.ENOLCK), os.strerror(errno.ENOLCK), id="a turn"),
-        pytest.param(another_has_the_turn, "did not come free in time", id="a turn in time"),
+        pytest.param(lambda path: locked(path, "-calls"), "did not come free in time", id="a turn in time"),
     ],
 )
 def test_a_decision_whose_part_fails_charges_nothing_leaves_no_gap_and_hinders_nobody(
@@ -485,15 +484,14 @@ def test_a_decision_whose_part_fails_charges_nothing_leaves_no_gap_and_hinders_n
     caller = Caller(store, policy)
     caller.words("x", "x")
     seen = store.last_seen()
-    with trouble(open_store):
+    with trouble(path):
         for tools in ("x", "xx"):
             with pytest.raises(StoreUnavailable, match=words):
                 caller.words(*tools)
             with contextlib.suppress(StoreUnavailable):
                 store.settle([Ending(*caller.flying[0], False)] if "concurrent" in policy else [])
             assert store.last_seen() == seen
-    with contextlib.closing(lock_file(log_path(path))) as turn:
-        assert turn.acquire(0)
+    assert turn_is_free(path)
     assert caller.words(*"xxxx") == ["allowed"] * 3 + ["rate_limited"]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
@@ -503,13 +501,12 @@ def test_any_read_that_fails_as_a_store_opens_makes_it_unavailable(open_store: O
         reads.append(at)
         if len(reads) == failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return _pread(fd, count, at)
+        return files.pread(fd, count, at)
 
-    _pread = call_log._pread
     reads: list[int] = []
     failing = 0
     open_store().close()
-    monkeypatch.setattr(call_log, "_pread", read)
+    monkeypatch.setattr(call_log, "pread", read)
     open_store().close()
     for failing in range(1, len(reads) + 1):  # noqa: B007 - `read` uses it
         reads.clear()
@@ -517,13 +514,15 @@ def test_any_read_that_fails_as_a_store_opens_makes_it_unavailable(open_store: O
             open_store().close()
 
 
-def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_current_counters(begin: Begin) -> None:
+def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_current_counters(
+    path: Path, begin: Begin
+) -> None:
     session, other = begin(), begin()
     session.call("x", 5)
     assert [session.one("x").has_own_row for _ in range(3)] == [True, False, False]
-    end = session.store._follower.at
+    ends = log_ends(path)
     assert session.decisions("x") == ["rate_limited"]
-    assert session.store._follower.at == end
+    assert log_ends(path) == ends
     other.store.reset([session.store.counters()[0].label])
     assert session.decisions("x") == ["allowed"]
 

@@ -1,6 +1,5 @@
 """Upkeep drains the log into the database and prunes old and surplus rows. No call waits for it."""
 
-import contextlib
 import itertools
 import sqlite3
 import tracemalloc
@@ -8,18 +7,31 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
-from types import SimpleNamespace
 
 import pytest
 
 from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
-from mcpguard.stores.sqlite import call_log, database, draining, upkeep
+from mcpguard.stores.sqlite import database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
-from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session
-from tests.stores.conftest import around_next, before_each, broken
-from tests.stores.sqlite.conftest import FIVE_A_MINUTE, MANY, Begin, OnFile, Open, Tend, Times, ask, counter_of, rows, used
+from tests.stores.conftest import FakeClock, around_next, before_each, broken
+from tests.stores.sqlite.conftest import (
+    FIVE_A_MINUTE,
+    MANY,
+    Begin,
+    OnFile,
+    Open,
+    Tend,
+    Times,
+    ask,
+    counter_of,
+    locked,
+    make_log,
+    rows,
+    used,
+    waiting_bytes,
+)
 
 ALONE = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
 """The `_meta` of calls that have lines of their own in the log, and fill it."""
@@ -38,7 +50,7 @@ def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(path: Path, be
     times[0].now_us += upkeep.DRAIN_EVERY_US
     store.tend()
     assert (rows(path), store.needs_tending) == (2, False)
-    while waiting_bytes(store) < upkeep.DRAIN_BYTES:
+    while waiting_bytes(path) < upkeep.DRAIN_BYTES:
         session.call("free", 100, _meta=ALONE)
     store.tend()
     assert (rows(path), store.needs_tending) == (session.calls, False)
@@ -57,7 +69,7 @@ def test_a_drain_takes_little_memory(path: Path, begin: Begin, tend: Tend) -> No
     finally:
         tracemalloc.stop()
     assert rows(path) == 800
-    assert peak < 1.5 * upkeep._DRAINED_AT_ONCE_BYTES  # mostly the records themselves
+    assert peak < 400 * 1024  # mostly the records of one transaction
 
 
 def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_changes_a_page(
@@ -87,11 +99,11 @@ def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, begin
     for store in one, other:
         store.tend()
     session.call("x", 2)
-    other._follower.follow()
+    other.catch_up()
     times[0].now_us += upkeep.DRAIN_EVERY_US
     one.tend()
     session.call("free", 1, _meta=ALONE)
-    other._follower.follow()
+    other.catch_up()
     other.tend()
     assert (rows(path), other.needs_tending) == (2, True)
     times[0].now_us += upkeep.DRAIN_EVERY_US
@@ -99,41 +111,43 @@ def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, begin
     assert rows(path) == 3
 
 
-def test_after_a_drain_that_took_long_the_disk_has_a_rest(path: Path, begin: Begin, times: Times) -> None:
+@pytest.mark.parametrize(("took_s", "rest_us"), [(0.5, 9 * 500_000), (60, upkeep.LONGEST_REST_US)])
+def test_after_a_drain_that_took_long_the_disk_has_a_rest(
+    path: Path, begin: Begin, times: Times, upkeep_time: FakeClock, monkeypatch: pytest.MonkeyPatch, took_s: float, rest_us: int
+) -> None:
     session = begin()
     session.store.tend()
-    session.call("x")
-    times[0].now_us += upkeep.DRAIN_EVERY_US
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(upkeep, "time", SimpleNamespace(monotonic=itertools.count(step=0.5).__next__))
-        session.store.tend()
-    session.call("x")
-    for rest_us, drained in ((upkeep.REST_SHARE * 500_000, 1), (upkeep.LONGEST_REST_US - upkeep.REST_SHARE * 500_000, 2)):
-        times[0].now_us += rest_us
+    around_next(monkeypatch, draining.Drain, "write", after=lambda: upkeep_time.sleep(took_s))
+    for after_us, drained in (upkeep.DRAIN_EVERY_US, 1), (rest_us - 1, 1), (1, 3):
+        session.call("x")
+        times[0].now_us += after_us
         session.store.tend()
         assert rows(path) == drained
 
 
 def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, begin: Begin, times: Times) -> None:
-    lock, session = begin().store._files.lock, begin(timeout_ms=1)
-    assert lock.acquire(0)
-    assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
-    times[0].now_us += upkeep.DRAIN_EVERY_US
-    session.store.tend()
-    assert (rows(path), session.store.needs_tending) == (0, True)
-    lock.release()
+    session = begin(timeout_ms=1)
+    with locked(path):
+        assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
+        times[0].now_us += upkeep.DRAIN_EVERY_US
+        session.store.tend()
+        assert (rows(path), session.store.needs_tending) == (0, True)
     session.store.tend()
     assert rows(path) == 6
 
 
-def test_a_thread_leaves_upkeep_to_another_one_of_its_process(path: Path, begin: Begin) -> None:
+def test_a_thread_leaves_upkeep_to_another_one_of_its_process(
+    path: Path, begin: Begin, tend: Tend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = begin()
     session.call("x")
-    with session.store._upkeep._locked() as is_mine:  # as in the other thread
-        assert is_mine
-        assert not session.store._upkeep.drain(0)
-    assert rows(path) == 0
-    assert session.store._upkeep.drain(0)
+
+    def other_thread() -> None:
+        session.store.tend()
+        assert rows(path) == 0
+
+    around_next(monkeypatch, draining.Drain, "write", before=other_thread)
+    tend(session.store)
     assert rows(path) == 1
 
 
@@ -157,44 +171,33 @@ def test_records_appended_while_the_log_is_drained_are_kept(
 
 
 @pytest.fixture
-def paced_log(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The size of a log in which a process checks its pace after two calls."""
-    monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(upkeep, "PACE_BYTES", 1024)
-    return call_log.RING_BYTES
+def mid_log(path: Path) -> int:
+    """The size of a log that a storm fills."""
+    return make_log(path, 1024)
 
 
-def waiting_bytes(store: SqliteStore) -> int:
-    return store._follower.at.end - store._log.drained().end
-
-
-def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
-    """Call a function where a process would wait between calls."""
-    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
-
-
-@pytest.mark.usefixtures("paced_log")
-def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("mid_log")
+def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(begin: Begin, upkeep_time: FakeClock) -> None:
     stormy, other = begin(), begin()
-    waits: list[float] = []
-    let_it_wait(monkeypatch, waits.append)
-    while not waits:
+    while not upkeep_time.slept:
         stormy.call("free", 10, _meta=ALONE)
         stormy.store.keep_pace(lambda: None)
-    assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
+    times = stormy.calls * 3 // 4
+    assert other.decisions("free", times, _meta=ALONE) == ["allowed"] * times
 
 
 @pytest.mark.parametrize(("timeout_ms", "longest_s"), [(100, 0.1), (60_000, 0.25)])
 def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_again_but_never_for_long(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch, paced_log: int, timeout_ms: int, longest_s: float
+    path: Path, begin: Begin, upkeep_time: FakeClock, mid_log: int, timeout_ms: int, longest_s: float
 ) -> None:
     session = begin(timeout_ms=timeout_ms)
     waits: list[tuple[float, float]] = []
     hurried: list[int] = []
-    let_it_wait(monkeypatch, lambda wait_s: waits.append((waiting_bytes(session.store) / paced_log, wait_s)))
-    while waiting_bytes(session.store) < 0.95 * paced_log:
-        session.call("free", _meta=ALONE)
+    while not waits or waits[-1][0] < 0.95:
+        session.call("free", 5, _meta=ALONE)
         session.store.keep_pace(lambda: hurried.append(len(waits)))
+        if len(upkeep_time.slept) > len(waits):
+            waits.append((waiting_bytes(path) / mid_log, upkeep_time.slept[-1]))
     assert hurried == list(range(len(waits)))  # before each wait
     assert waits == sorted(waits)
     assert all(0.5 < share < 1 and wait_s == pytest.approx(longest_s * (2 * share - 1) ** 0.5) for share, wait_s in waits)
@@ -202,43 +205,54 @@ def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_a
     assert sum(steps[:10]) > 1.5 * sum(steps[-10:])
 
 
-@pytest.mark.usefixtures("paced_log")
-def test_a_process_whose_upkeep_fails_does_not_wait_for_it(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_upkeep_fails_does_not_wait_for_it(
+    path: Path, begin: Begin, upkeep_time: FakeClock, mid_log: int
+) -> None:
     session = begin()
-    waits: list[float] = []
-    let_it_wait(monkeypatch, waits.append)
     session.call("free", _meta=ALONE)
     with broken(draining.Drain, "write", sqlite3.OperationalError("disk I/O error")):
         session.store.tend()
     assert "calls continue" in session.store.warnings[0]
-    for _ in range(461):
-        session.call("free", _meta=ALONE)
+    while waiting_bytes(path) < 0.95 * mid_log:
+        session.call("free", 20, _meta=ALONE)
         session.store.keep_pace(lambda: None)
-    assert not waits
+    assert upkeep_time.slept == []
 
 
-@pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
+class Ticking(FakeClock):
+    """A clock by which each step of a work takes longer than a work may last without a pause."""
+
+    def perf_counter(self) -> float:
+        self.now_s += 2 * pauses.WORK_S
+        return self.now_s
+
+
+@pytest.mark.parametrize(
+    ("work", "waiting_kib", "gives_way"), [("tend", 200, True), ("close", 200, False), ("tend", 2100, False)]
+)
 def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
+    path: Path,
+    begin: Begin,
+    tend: Tend,
+    times: Times,
+    upkeep_time: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    work: str,
+    waiting_kib: int,
+    gives_way: bool,
 ) -> None:
     session = begin()
-    store = session.store
-    while store._upkeep.has_more_to_do:
-        store.tend()
-    session.call("x", 3)
-    assert store._decided_s
-    waits: list[float] = []
-    monkeypatch.setattr(pauses, "WORK_S", 0.0)
-    monkeypatch.setattr(pauses, "GIVE_WAY_S", 1e-9)
-    monkeypatch.setattr(store, "_decided_s", 1e18)  # as if each moment a call was decided
-    monkeypatch.setattr("time.sleep", waits.append)
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    monkeypatch.setattr(upkeep, "URGENT_BYTES", 1 if is_urgent else upkeep.URGENT_BYTES)
-    with store._upkeep.awaited() if is_awaited else contextlib.nullcontext():
-        store.tend()
-    assert bool(waits) is not (is_awaited or is_urgent)
-    assert store._log.drained() == store._follower.at
-    assert store._upkeep._is_busy()
+    session.keep_arguments("full")
+    tend(session.store)
+    while waiting_bytes(path) < waiting_kib * 1024:
+        session.call("free", 5, arguments={"text": "x" * 20_000})
+    ticking = Ticking()
+    monkeypatch.setattr(pauses, "time", ticking)
+    upkeep_time.now_s = 1  # before the last call, as if a call was decided just now
+    times[0].pass_s(3)
+    getattr(session.store, work)()
+    assert {*ticking.slept} == ({pauses.PAUSE_S, pauses.LOOK_EVERY_S} if gives_way else set())
+    assert waiting_bytes(path) == 0
 
 
 def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, begin: Begin, tend: Tend) -> None:
@@ -247,14 +261,12 @@ def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, begin: Begin,
     session.call("x", 2)
     tend(store)
     session.call("x", 2)
-    with store._follower.turn():
-        assert store._files.lock.acquire(0)
+    with locked(path), locked(path, "-calls"):
         before = [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())]
         assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4]
         assert [entry.record["seq"] for entry in store.entries(after=3)] == [4]
         assert [entry.row_id for entry in store.newest()] == [4, 3, 2, 1]
         assert [(one.name, one.read_bytes()) for one in sorted(path.parent.iterdir())] == before
-        store._files.lock.release()
 
 
 # Pruning
@@ -299,17 +311,17 @@ def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, 
     ids=["short", "together", "long names", "long arguments"],
 )
 def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
-    path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch, make_calls: Callable[[OnFile, int], object]
+    path: Path, begin: Begin, times: Times, make_calls: Callable[[OnFile, int], object]
 ) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 128 * 1024)
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 32 * 1024)
+    make_log(path, 512)
     most = 2_000_000
-    session = begin(FIVE_A_MINUTE + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n', max_bytes=most)
+    session = begin(FIVE_A_MINUTE.replace("1m", "1w") + '[[rule]]\ntool = "counted"\nlimit = "1000000/1w"\n', max_bytes=most)
     session.keep_arguments("full")
     session.call("x", 3)
     largest = 0
     for number in range(150):
         make_calls(session, number)
+        times[0].now_us += upkeep.LONGEST_REST_US
         session.store.tend()
         largest = max(largest, sum(one.stat().st_size for one in path.parent.iterdir()))
     assert most * 0.6 < largest < most * 1.1
@@ -332,7 +344,7 @@ def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(path: Path,
         sizes.append(path.stat().st_size)
     assert sizes[0] > 2_500_000
     assert sizes[-1] < 1_500_000
-    assert max(one - other for one, other in itertools.pairwise(sizes)) <= upkeep._PAGES_AT_ONCE * 4096 + 4096
+    assert max(one - other for one, other in itertools.pairwise(sizes)) <= 513 * 4096
 
 
 def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Tend) -> None:
