@@ -245,9 +245,9 @@ class Talk(Session):
         self.noted |= noted or {}
         return self.carry_out(self.machine.judge(read(lines), self.time()))
 
-    def take_note(self, key: str) -> str | None:
+    def take_note(self, key: str) -> str:
         self.looked_up.append(key)
-        return self.noted.pop(key, None)
+        return self.noted.pop(key, "")
 
     def read_answers(self) -> None:
         unread, self.unread = self.unread, []

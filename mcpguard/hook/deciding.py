@@ -241,5 +241,5 @@ class HookDecision:
     def _count_failure(self, request: DecisionRequest) -> None:
         """Count a call that has failed, unless a wrapper does it: one that gets the call takes the call's note."""
         plan, key, use = request.plan.only(lambda limit: limit.counts == "errors"), self._key, self._store.use
-        if plan.limits and (key is None or use(lambda store: store.take_notes(self._settings.namespace, [key]))):
+        if plan.limits and (key is None or use(lambda store: store.take_note(self._settings.namespace, key))):
             use(lambda store: store.settle([Ending(0, plan, failed=True)]))

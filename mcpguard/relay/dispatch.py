@@ -198,10 +198,10 @@ class Dispatcher:
             self._posted.popleft()(session)
         return session
 
-    def _take_note(self, session: "Session", key: str) -> str | None:
+    def _take_note(self, session: "Session", key: str) -> str:
         with contextlib.suppress(StoreUnavailable):
-            return self._store.take_notes(session.namespace, [key]).get(key)
-        return None
+            return self._store.take_note(session.namespace, key)
+        return ""
 
     def _carry_out(self, session: "Session", asked: "Sequence[DecisionRequest]") -> bytes:
         """Have the store decide what the session asks for, and carry out what comes of it; returns frames for the server."""

@@ -81,8 +81,8 @@ class DecisionRequests:
         policy: The policy in force, or the reason why there is none.
         client_name: The client's name in the handshake; None if it gave none.
         callers: The callers that are remembered.
-        take_note: Called with the key of a note that a hook may have left for a call: removes the note and returns its text;
-            None if there is none.
+        take_note: Called with the key of a note that a hook may have left for a call: removes the note and returns its text,
+            which is empty if there is none.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class DecisionRequests:
         self.policy = policy
         self.client_name: str | None = None
         self.callers: dict[_Names, Caller] = {}
-        self.take_note: Callable[[str], str | None] = lambda _: None
+        self.take_note: Callable[[str], str] = lambda _: ""
         self._session = session
         self._namespace = namespace
         self._arguments = arguments

@@ -175,17 +175,13 @@ class CallStore(Protocol):
         time. The client gets the call's answer after this, so it takes no longer than a decision.
         """
 
-    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
-        """Remove notes that hooks have left. Of all users of the store, one gets a note.
+    def take_note(self, namespace: str, key: str) -> str:
+        """Remove the note that a hook has left under a key. Of all users of the store, one gets it.
 
         A call waits for this. Without a note, as for most calls, it is one read that takes no lock and changes nothing.
 
-        Args:
-            namespace: The namespace.
-            keys: The keys of the notes.
-
         Returns:
-            The texts of the notes, by key. Keys without a note, or with an expired one, are absent.
+            The note's text; empty if there is none, or if it has expired.
         """
 
     def tend(self) -> None:

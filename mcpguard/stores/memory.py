@@ -214,11 +214,10 @@ class MemoryStore:
         """See `Store`."""
         return self._states_of(counters), self._clock()
 
-    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+    def take_note(self, namespace: str, key: str) -> str:
         """See `Store`."""
         self._drop_old_notes()
-        taken = {one: self._memory.notes.pop((namespace, one), ("", 0))[0] for one in dict.fromkeys(keys)}
-        return {one: agent for one, agent in taken.items() if agent}
+        return self._memory.notes.pop((namespace, key), ("", 0))[0]
 
     def _drop_old_notes(self) -> None:
         wall_us = self._wall()

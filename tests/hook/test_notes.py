@@ -61,7 +61,7 @@ def ran(
 
 def noted(path: Path, namespace: str = "default", key: str = "abc123 toolu_01ABC") -> str | None:
     with contextlib.closing(SqliteStore(path)) as store:
-        return store.take_notes(namespace, [key]).get(key)
+        return store.take_note(namespace, key) or None
 
 
 @pytest.fixture

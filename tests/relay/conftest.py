@@ -18,17 +18,17 @@ from tests.end_to_end.host import release, until
 
 
 class Store(MemoryStore):
-    """A store that notes how many outcomes it records at once, and fails to record and to take notes if it has a failure."""
+    """A store that notes how many outcomes it records at once, and fails to record and to take a note if it has a failure."""
 
     def __init__(self) -> None:
         super().__init__()
         self.failure: StoreUnavailable | None = None
         self.handfuls: list[int] = []
 
-    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_note(self, namespace: str, key: str) -> str:
         if self.failure:
             raise self.failure
-        return super().take_notes(namespace, call_ids)
+        return super().take_note(namespace, key)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         if self.failure:

@@ -397,11 +397,11 @@ def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line:
 def test_the_note_of_each_call_with_an_id_is_looked_up(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def take_notes(_: str, keys: Sequence[str]) -> dict[str, str]:
-        asked.extend(keys)
-        return {}
+    def take_note(_: str, key: str) -> str:
+        asked.append(key)
+        return ""
 
-    monkeypatch.setattr(line.store, "take_notes", take_notes)
+    monkeypatch.setattr(line.store, "take_note", take_note)
     line.send(call(1), call(2, arguments={"_meta": {"claudecode/toolUseId": "t0"}}), PING)
     line.server_has()
     assert asked == []

@@ -165,13 +165,13 @@ class OutageStore:
             return row_id - self._first_id
         return -1 - (number(f"{row_id}", self._salt) >> 10)
 
-    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+    def take_note(self, namespace: str, key: str) -> str:
         """See `CallStore`. While the store cannot be used there are no notes."""
-        found: dict[str, str] = {}
+        found: list[str] = []
         with self._lock:
             self._end_opening(self._timeout_s)
-            self._works(lambda store: found.update(store.take_notes(namespace, keys)))
-        return found
+            self._works(lambda store: found.append(store.take_note(namespace, key)))
+        return "".join(found)
 
     # opening and failing; the caller holds the lock
 

@@ -23,7 +23,6 @@ from mcpguard.stores.losses import Losses
 from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.layout import RedisKeys
 from mcpguard.stores.redis.leases import LeasedCall, Leases
-from mcpguard.stores.redis.link import RedisCommand
 from mcpguard.stores.redis.reader import RedisReader
 from mcpguard.stores.redis.request import Commands, counters_of, errors_of, verdicts_of
 from mcpguard.stores.redis.server import LEASE_US, TRIES, RedisServer
@@ -262,18 +261,19 @@ class RedisStore(RedisReader):
             self._seen.forget(ids)
         return gone
 
-    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+    def take_note(self, namespace: str, key: str) -> str:
         """See `Store`.
 
         `GETDEL` would do the same as the second command, but is not among the rights that the manual has always asked for.
         """
-        if not keys:
-            return {}
-        wall_us, key_of = self._wall(), RedisKeys(namespace).note
-        (values,) = self._server.ask(("MGET", *map(key_of, keys)))
-        found = [*_texts(keys, values, wall_us)]
-        taking: list[RedisCommand] = [("SET", key_of(one), "", "XX", "GET", "PX", 1) for one in found]
-        return _texts(found, self._server.ask(*taking), wall_us) if found else {}
+        name = RedisKeys(namespace).note(key)
+        return self._noted("GET", name) and self._noted("SET", name, "", "XX", "GET", "PX", 1)
+
+    def _noted(self, *command: str | int) -> str:
+        """The text of the note that a command returns; empty if it returns none, or if the note has expired."""
+        (value,) = self._server.ask(command)
+        noted_us, _, text = (value or b"").decode().partition(" ")
+        return text if text and abs(self._wall() - int(noted_us)) <= NOTE_KEPT_US else ""
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""
@@ -306,16 +306,6 @@ class RedisStore(RedisReader):
 def _batches(items: Sequence[_T]) -> list[Sequence[_T]]:
     """The items, so many at a time that the server decides calls in between."""
     return [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
-
-
-def _texts(keys: Sequence[str], values: Sequence[bytes | None], wall_us: int) -> dict[str, str]:
-    """The texts in these values of notes, by key. Expired notes are left out."""
-    found: dict[str, str] = {}
-    for one, value in zip(keys, values, strict=True):
-        noted_us, _, agent = (value or b"").decode().partition(" ")
-        if agent and abs(wall_us - int(noted_us)) <= NOTE_KEPT_US:
-            found[one] = agent
-    return found
 
 
 _Value = tuple[int, bytes | None]

@@ -225,27 +225,21 @@ class SqliteStore:
             self._publish(lines)
         return len(used & set(labels))
 
-    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+    def take_note(self, namespace: str, key: str) -> str:
         """See `Store`."""
         with database.reported(self.path):
             self._follower.follow()
-        found = self._noted(namespace, keys)
-        if not found:
-            return {}
-        taken: dict[str, str] = {}
+        if not self._noted(namespace, key):
+            return ""
+        with database.reported(self.path), self._follower.turn():
+            if found := self._noted(namespace, key):  # another process may have taken it
+                self._follower.append([notes.note_line(namespace, AgentNote(key, ""), self._wall())])
+            return found
 
-        def lines() -> list[str]:
-            taken.update(self._noted(namespace, [*found]))  # others may have taken some since
-            return [notes.note_line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
-
-        self._publish(lines)
-        return taken
-
-    def _noted(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
-        """The texts of these notes, by key, as far as this process has read the log."""
-        notes, wall_us = self._follower.memory.notes, self._wall()
-        noted = {one: notes[namespace, one] for one in keys if (namespace, one) in notes}
-        return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}
+    def _noted(self, namespace: str, key: str) -> str:
+        """The text of a note, as far as this process has read the log; empty if there is none."""
+        text, noted_us = self._follower.memory.notes.get((namespace, key), ("", 0))
+        return text if abs(self._wall() - noted_us) <= NOTE_KEPT_US else ""
 
     # the call log
 

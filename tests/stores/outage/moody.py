@@ -55,7 +55,7 @@ def _moody(name: str) -> Callable[..., object]:
     return operation
 
 
-for _name in (*OPERATIONS, "take_notes"):
+for _name in (*OPERATIONS, "take_note"):
     setattr(Moody, _name, _moody(_name))
 
 

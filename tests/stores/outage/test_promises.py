@@ -138,13 +138,13 @@ def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyP
         used.append((name, locks.held))
         return use(*args)
 
-    names = ["decide", "settle", "record", "append", "take_notes", "catch_up", "close"]
+    names = ["decide", "settle", "record", "append", "take_note", "catch_up", "close"]
     for name in names:
         monkeypatch.setattr(place.opened[0], name, partial(watched, name, getattr(place.opened[0], name)))
     place.stops(place.starts())
     place.store.record([])
     place.store.append([])
-    place.store.take_notes("default", ["x"])
+    place.store.take_note("default", "x")
     place.store.catch_up()
     place.store.close()
     assert used == [(name, 1) for name in names]

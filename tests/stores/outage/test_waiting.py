@@ -198,10 +198,10 @@ def test_the_end_of_a_session_waits_in_one_step_on_a_busy_machine_too(monkeypatc
 
 def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
     place = Place()
-    place.fail("take_notes")
+    place.fail("take_note")
     for _ in range(3):
-        assert place.store.take_notes("default", ["t1"]) == {}
-    assert [name for name, _ in place.asked] == ["take_notes"]
+        assert place.store.take_note("default", "t1") == ""
+    assert [name for name, _ in place.asked] == ["take_note"]
     assert len(place.said) == 1
     assert place.call(4) == ["allowed"] * 3 + ["rate_limited"]
 

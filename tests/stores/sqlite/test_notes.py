@@ -36,8 +36,7 @@ def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(path: Path,
     leave(path, AgentNote("old", "a::b::c"), wall=WALL_US - NOTE_KEPT_US - 1)
     leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
     leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
-    assert store.take_notes("default", ["old", "late"]) == {}
-    store.take_notes("default", [])
+    assert [store.take_note("default", key) for key in ("old", "late")] == ["", ""]
     store.tend()
     assert (rows(path, "agent_note"), ask(path, "SELECT tool_use_id FROM agent_note")) == (1, "new")
     wall.now_us += NOTE_KEPT_US + 1
@@ -58,7 +57,7 @@ def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() ->
 def test_a_note_that_two_processes_take_is_taken_once(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     one, other = open_store(), open_store()
     leave(path)
-    taken: list[dict[str, str]] = []
-    around_next(monkeypatch, Follower, "turn", before=lambda: taken.append(one.take_notes("default", ["t1"])))
-    assert other.take_notes("default", ["t1"]) == {}
-    assert taken == [{"t1": NOTE.text}]
+    taken: list[str] = []
+    around_next(monkeypatch, Follower, "turn", before=lambda: taken.append(one.take_note("default", "t1")))
+    assert other.take_note("default", "t1") == ""
+    assert taken == [NOTE.text]

@@ -85,7 +85,7 @@ def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: 
         other.end(failed=True)
         assert [one.words("x"), other.words("x"), one.words("y")] == [["rate_limited"], ["rate_limited"], ["allowed"]]
         leave_note(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=0.02)
-        assert stores[0].take_notes("default", ["toolu_1", "toolu_2"]) == {"toolu_1": "a::b::c"}
+        assert stores[0].take_note("default", "toolu_1") == "a::b::c"
         for store in stores:
             while store.catch_up():
                 pass
