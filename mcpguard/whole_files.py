@@ -211,15 +211,11 @@ if sys.platform != "win32":
                 for attribute in os.listxattr(original):
                     with contextlib.suppress(OSError):  # only root may set some of them
                         os.setxattr(fd, attribute, os.getxattr(original, attribute))
-        if (found.st_uid, found.st_gid) != _owner(fd):
+        made = os.fstat(fd)
+        if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid):
             with contextlib.nullcontext() if must_keep_owner else contextlib.suppress(OSError):
                 os.fchown(fd, found.st_uid, found.st_gid)
         os.fchmod(fd, found.st_mode & 0o7777)  # last, because a change of owner clears some bits
-
-
-def _owner(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_uid, found.st_gid
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -1,8 +1,10 @@
 """Builds policies, sessions and frames for tests."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -55,6 +57,17 @@ def raising(error: Exception) -> Callable[..., NoReturn]:
         raise error
 
     return fail
+
+
+def of_another_group(file: Path) -> Callable[[int], os.stat_result]:
+    """A function like `os.fstat`, to which a file belongs to a group that has no other file."""
+    number, fstat = file.stat().st_ino, os.fstat
+
+    def found(fd: int) -> os.stat_result:
+        one = fstat(fd)
+        return os.stat_result((*one[:5], 4711, *one[6:10])) if one.st_ino == number else one
+
+    return found
 
 
 def steps(do: Callable[[], object]) -> int:
@@ -122,12 +135,13 @@ class Wrapper:
         self.store = store
         taken = parse(policy) if isinstance(policy, str) else policy
         self.journal = Journal(session)
-        self.machine = Machine(who or identity(), taken, self.journal, **options)
+        self._make = partial(Machine, who or identity(), taken, self.journal, **options)
+        self.machine = self._make()
         self.calls = 0
 
     def requests(self, *lines: bytes | Refusal) -> list[DecisionRequest]:
         """All requests for the store when the client writes lines. A relay would receive them in portions."""
-        return [*self.machine.judge(read(lines), 0), *self.machine._to_decide]
+        return [asked for message in read(lines) for asked in self.machine.judge([message], 0)]
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
         """The requests of `times` calls that the client makes at once."""
@@ -161,8 +175,8 @@ class Wrapper:
         return answer
 
     def keep_arguments(self, how: str) -> None:
-        """Change the setting `arguments`."""
-        self.machine.requests._arguments = how
+        """Begin the session anew with another setting `arguments`."""
+        self.machine = self._make(arguments=how)
 
     def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
         """The verdicts on `times` calls, decided in one transaction."""

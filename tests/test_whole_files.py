@@ -14,7 +14,7 @@ import pytest
 
 from mcpguard import whole_files
 from mcpguard.errors import McpguardError
-from tests.build import raising
+from tests.build import of_another_group, raising
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_file_whose_owner_cannot_be_kept_is_replaced_unless_its_owner_matters(
     file: Path, monkeypatch: pytest.MonkeyPatch, *, must_keep_owner: bool
 ) -> None:
     file.chmod(0o640)
-    monkeypatch.setattr(whole_files, "_owner", lambda _: (0, 4711))
+    monkeypatch.setattr(os, "fstat", of_another_group(file))
     monkeypatch.setattr(os, "fchown", refuse)
     with pytest.raises(PermissionError) if must_keep_owner else contextlib.nullcontext():
         whole_files.replace(file, b"new", must_keep_owner=must_keep_owner)

@@ -22,7 +22,7 @@ def demo(keep: bool) -> int:
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import may swallow a `KeyboardInterrupt`
     # mcp and rich take longer to import than most commands take to run
-    from mcpguard.demo.story import run_demo
+    from mcpguard.demo.story import LOOP_CALLS, run_demo
 
     signal.signal(signal.SIGINT, before)
-    return run_demo(keep=keep)
+    return run_demo(keep=keep, loop_calls=LOOP_CALLS)

@@ -134,9 +134,15 @@ class CallResults:
 
 @dataclass(frozen=True)
 class Stage:
-    """The demo's folder, which is the `MCPGUARD_HOME` of its processes."""
+    """Where the demo plays.
+
+    Attributes:
+        folder: Its folder, which is the `MCPGUARD_HOME` of its processes.
+        loop_calls: How many calls Alice's agent makes in its loop.
+    """
 
     folder: Path
+    loop_calls: int = LOOP_CALLS
 
     @property
     def stderr(self) -> Path:
@@ -220,11 +226,12 @@ class Page(Console):
             self.print(Text((indent + line).rstrip(), style="dim" if line.lstrip().startswith("#") else ""), soft_wrap=True)
 
 
-def run_demo(*, keep: bool) -> int:
+def run_demo(*, keep: bool, loop_calls: int) -> int:
     """Run the demo in a new folder that only this account can read, and print it to stdout.
 
     Args:
         keep: Whether the temporary folder stays, and its path is printed.
+        loop_calls: How many calls Alice's agent makes in its loop.
 
     Returns:
         The exit status: 0; 128 + n after signal n (130 for Ctrl-C).
@@ -235,7 +242,7 @@ def run_demo(*, keep: bool) -> int:
     """
     page = Page()
     try:
-        stage = Stage(Path(tempfile.mkdtemp(prefix="mcpguard-demo-")))
+        stage = Stage(Path(tempfile.mkdtemp(prefix="mcpguard-demo-")), loop_calls)
     except OSError as error:
         raise no_temporary_folder(error) from error
     try:
@@ -284,7 +291,7 @@ async def _tell(page: Page, stage: Stage) -> None:
             page.verbatim(_command_line(person))
         async with AsyncExitStack() as connected:
             alice, bob, carol = [await connected.enter_async_context(stage.connect(one)) for one in (ALICE, BOB, CAROL)]
-            tallies = await _act(page, alice, bob, carol)
+            tallies = await _act(page, stage, alice, bob, carol)
             _show(page, stage, tallies)
         # When mcpguard has ended, all rows are in the audit log
         page.heading(f"The last denials in the audit log: mcpguard audit tail -n {AUDIT_ROWS} --denied")
@@ -294,14 +301,14 @@ async def _tell(page: Page, stage: Stage) -> None:
         page.verbatim("mcpguard install")
 
 
-async def _act(page: Page, alice: Client, bob: Client, carol: Client) -> list[CallResults]:
+async def _act(page: Page, stage: Stage, alice: Client, bob: Client, carol: Client) -> list[CallResults]:
     """Make all calls, and return their results, Alice's loop first."""
     loop, searches, subagent = (CallResults(person, "search_customers") for person in (ALICE, BOB, CAROL))
     bob_reports, alice_reports = (CallResults(person, "generate_report") for person in (BOB, ALICE))
-    page.heading(f"Alice's agent is caught in a loop: {LOOP_CALLS:,} searches, while Bob makes {BOB_CALLS}")
+    page.heading(f"Alice's agent is caught in a loop: {stage.loop_calls:,} searches, while Bob makes {BOB_CALLS}")
     async with anyio.create_task_group() as together:
-        for done in range(LOOP_CALLS):
-            if done % (LOOP_CALLS // BOB_CALLS) == 0:
+        for done in range(stage.loop_calls):
+            if done % (stage.loop_calls // BOB_CALLS) == 0:
                 together.start_soon(partial(searches.call, bob, query="lagos"))
             await loop.call(alice, query="solar")
     page.print(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.light_typing import Final
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -14,18 +14,28 @@ from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import GIVE_WAY_S, PAUSE_S, QUIET_S
 
-TICK_S: Final = 0.2
-"""How long work is left to accumulate."""
-
-MOST_S: Final = 0.25
-"""The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
-
 HANDFUL_BYTES: Final = 1024
 """How much of the server's output is read at once, because a call may wait for that: about 8 small answers. A 32nd of what is
 unread, if that is more."""
 
-CATCH_UP_S: Final = 5.0
-"""How often a wrapper without calls takes in what others have written."""
+
+class Rhythm(NamedTuple):
+    """When the bookkeeper works.
+
+    Attributes:
+        tick_s: How long work is left to accumulate.
+        most_s: The same while there are calls all the time. If it were longer, they would soon wait for room in the log.
+        quiet_s: How long there must be no call before work begins.
+        catch_up_s: How often a wrapper without calls takes in what others have written.
+    """
+
+    tick_s: float = 0.2
+    most_s: float = 0.25
+    quiet_s: float = QUIET_S
+    catch_up_s: float = 5.0
+
+
+RHYTHM: Final = Rhythm()
 
 
 class Bookkeeper:
@@ -37,19 +47,27 @@ class Bookkeeper:
         dispatcher: Takes events to the core.
         console: Takes lines for stderr.
         shut_down: Set to end the loop; then `hurry` must be called.
+        rhythm: When it works.
 
     Attributes:
         notify: Called in each round of the loop: tells events.
     """
 
     def __init__(
-        self, session: Session, store: CallStore, dispatcher: Dispatcher, console: Console, shut_down: threading.Event
+        self,
+        session: Session,
+        store: CallStore,
+        dispatcher: Dispatcher,
+        console: Console,
+        shut_down: threading.Event,
+        rhythm: Rhythm,
     ) -> None:
         self._session = session
         self._store = store
         self._dispatcher = dispatcher
         self._console = console
         self._shut_down = shut_down
+        self._rhythm = rhythm
         self._work = threading.Event()
         self._hurry = threading.Event()
         self._called_s = 0.0  # the last call or answer
@@ -76,11 +94,11 @@ class Bookkeeper:
         while not self._shut_down.is_set():
             self.notify()
             try:
-                if not self._work.wait(CATCH_UP_S):
+                if not self._work.wait(self._rhythm.catch_up_s):
                     self._catch_up()
                     continue
-                self._hurry.wait(TICK_S)
-                self._give_way(MOST_S - TICK_S)
+                self._hurry.wait(self._rhythm.tick_s)
+                self._give_way(self._rhythm.most_s - self._rhythm.tick_s)
                 self._hurry.clear()
                 self._work.clear()
                 self._store.tend()  # first: it makes room for what is recorded next
@@ -113,7 +131,7 @@ class Bookkeeper:
 
         The outcomes of several handfuls are recorded together, since the store takes a turn for each `record`.
         """
-        until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
+        until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + self._rhythm.most_s
         while True:
             is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread.size_bytes // 32))
             is_long = time.monotonic() > tend_s
@@ -123,12 +141,13 @@ class Bookkeeper:
                 return
             if is_long:
                 self._store.tend()
-                tend_s = time.monotonic() + MOST_S
+                tend_s = time.monotonic() + self._rhythm.most_s
             time.sleep(PAUSE_S)
             self._give_way(until_s - time.monotonic())
 
     def _give_way(self, most_s: float) -> None:
-        """Wait until there was no call for `QUIET_S`; at most this long, and not if somebody waits for this loop."""
+        """Wait until there was no call for `quiet_s`; at most this long, and not if somebody waits for this loop."""
         until_s = time.monotonic() + most_s
-        while time.monotonic() < min(until_s, self._called_s + QUIET_S) and not self._hurry.wait(QUIET_S):
-            pass
+        while (left_s := min(until_s, self._called_s + self._rhythm.quiet_s) - time.monotonic()) > 0:
+            if self._hurry.wait(left_s):
+                return

@@ -24,9 +24,6 @@ __all__ = [
     "has_room",
 ]
 
-STUCK_S: Final = 2.0
-"""How long a server may take nothing after the client has gone. Then the remaining bytes are discarded."""
-
 LOOK_S: Final = 0.01
 """How often a thread that waits looks for other work, or for the end of the client."""
 
@@ -224,21 +221,22 @@ else:
                 os.read(self._read, CHUNK_BYTES)
 
 
-def await_server(pipe: ServerInput, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
+def await_server(pipe: ServerInput, client_is_gone: Callable[[], bool], work: Callable[[], bool], stuck_s: float) -> None:
     """Wait until the server takes bytes, or has closed its input.
 
     Args:
         pipe: The pipe to the server.
         client_is_gone: Tells whether the client has closed both its ends.
         work: Called while the pipe is full, and again at once if it returns True.
+        stuck_s: How long the server may take nothing after the client has gone.
 
     Raises:
-        ConnectionAbortedError: The client is gone, and the server has not taken a byte for `STUCK_S` since.
+        ConnectionAbortedError: The client is gone, and the server has not taken a byte for `stuck_s` since.
     """
     deadline = float("inf")
     while time.monotonic() < deadline:
         if pipe.has_room(0 if work() else LOOK_S):
             return
         if deadline == float("inf") and client_is_gone():
-            deadline = time.monotonic() + STUCK_S
+            deadline = time.monotonic() + stuck_s
     raise ConnectionAbortedError

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 
 from mcpguard.errors import status_text
-from mcpguard.light_typing import TYPE_CHECKING, Final
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import Wake
 
@@ -29,33 +29,38 @@ if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed bef
     from mcpguard.relay.console import Console
     from mcpguard.relay.traffic import Ended, Traffic
 
-GRACE_AFTER_EOF_S: Final = 1.5 if sys.platform == "win32" else 2.0
-"""After the client is gone: for the server's exit. The clients of both SDKs wait 2 s, and then end mcpguard on Windows."""
 
-GRACE_AFTER_TERM_S: Final = 2.0
-"""After SIGTERM, before SIGKILL."""
+class Waits(NamedTuple):
+    """How long each part of a shutdown may take.
 
-GRACE_AFTER_KILL_S: Final = 0.3
-"""After SIGKILL, which does not reach a server that runs as another user."""
+    Attributes:
+        after_eof_s: After the client is gone: for the server's exit. The clients of both SDKs wait 2 s, and then end mcpguard
+            on Windows.
+        after_term_s: After SIGTERM, before SIGKILL.
+        after_kill_s: After SIGKILL, which does not reach a server that runs as another user.
+        after_signal_s: After a signal to mcpguard, which is passed on. Clients kill a wrapper that still runs after 2 s.
+        drain_s: After the server's exit: how long the client may take none of the last answers.
+        drain_after_signal_s: The same after a signal to mcpguard.
+        pause_s: After the server's exit: how long the client may take nothing that the server wrote. Then it counts as gone.
+        quiet_s: After the server's exit: how long a stream that another process holds open must be silent to count as ended.
+        last_rows_s: For the session's last audit rows.
+        end_after_signal_s: After a signal to mcpguard: for the whole shutdown. Clients wait 2 s, and the process takes a moment
+            to end.
+    """
 
-GRACE_AFTER_SIGNAL_S: Final = 1.0
-"""After a signal to mcpguard, which is passed on. Clients kill a wrapper that still runs after two seconds."""
+    after_eof_s: float = 1.5 if sys.platform == "win32" else 2.0
+    after_term_s: float = 2.0
+    after_kill_s: float = 0.3
+    after_signal_s: float = 1.0
+    drain_s: float = 2.0
+    drain_after_signal_s: float = 0.3
+    pause_s: float = 10.0
+    quiet_s: float = 0.25
+    last_rows_s: float = 0.5
+    end_after_signal_s: float = 1.7
 
-DRAIN_S: Final = 2.0
-DRAIN_AFTER_SIGNAL_S: Final = 0.3
-"""After the server's exit, without and with a signal to mcpguard: how long the client may take none of the last answers."""
 
-PAUSE_S: Final = 10.0
-"""After the server's exit: how long the client may take nothing that the server wrote. Then it counts as gone."""
-
-QUIET_S: Final = 0.25
-"""After the server's exit: how long a stream that another process holds open must be silent to count as ended."""
-
-LAST_ROWS_S: Final = 0.5
-"""For the session's last audit rows."""
-
-END_AFTER_SIGNAL_S: Final = 1.7
-"""After a signal to mcpguard: for the whole shutdown. Clients wait two seconds, and the process takes a moment to end."""
+WAITS: Final = Waits()
 
 
 def _known(*names: str) -> tuple[signal.Signals, ...]:
@@ -73,11 +78,13 @@ class Supervisor:
     Make it in the main thread before the server is started, so that there is a handler for every signal.
 
     Args:
+        waits: How long each part of the shutdown may take.
         store_s: How long the store may take. The last answers wait for that if a call just uses the store.
         output: The descriptor that the client reads from.
     """
 
-    def __init__(self, store_s: float = 0.0, *, output: int = 1) -> None:
+    def __init__(self, waits: Waits, store_s: float = 0.0, *, output: int = 1) -> None:
+        self._waits = waits
         self._store_s = store_s
         self._ended: set[str] = set()
         self._signals: list[int] = []
@@ -154,7 +161,7 @@ class Supervisor:
             (console.error if status else console.line)(how)
         traffic.answer_rest(how)
         self._drain_answers(traffic)
-        traffic.bookkeeper.finish(self.at_most(LAST_ROWS_S))
+        traffic.bookkeeper.finish(self.at_most(self._waits.last_rows_s))
         self._server = None  # another group may get its number
         return status
 
@@ -184,7 +191,7 @@ class Supervisor:
         """How long a part of the shutdown may take: `most_s`, or less after a signal."""
         if not self._signals:
             return most_s
-        return max(0.05, min(most_s, self._signalled_s + END_AFTER_SIGNAL_S - time.monotonic()))
+        return max(0.05, min(most_s, self._signalled_s + self._waits.end_after_signal_s - time.monotonic()))
 
     def _end_server(self, server: ServerProcess, traffic: "Traffic") -> bool:
         """End a running server after the end of a stream, or after a signal, which leaves it less time.
@@ -194,7 +201,7 @@ class Supervisor:
         """
         if not self._signals:
             traffic.upstream.close_input("the server has closed its output")
-            if self._wait(lambda: self._has_exited(server), GRACE_AFTER_EOF_S, 0.0):
+            if self._wait(lambda: self._has_exited(server), self._waits.after_eof_s, 0.0):
                 return False
         if self._signals:
             traffic.dispatcher.client_left()
@@ -206,10 +213,10 @@ class Supervisor:
 
         self._pass_on_signals(server, sent)  # before its input ends: a server that heeds both ends by the signal
         traffic.upstream.close_input("mcpguard is about to end")
-        term_s = 0.0 if sys.platform == "win32" and not self._signals else GRACE_AFTER_TERM_S
-        if not self._wait(has_ended, self.at_most(term_s), GRACE_AFTER_SIGNAL_S):
+        term_s = 0.0 if sys.platform == "win32" and not self._signals else self._waits.after_term_s
+        if not self._wait(has_ended, self.at_most(term_s), self._waits.after_signal_s):
             server.kill()
-            self._wait(lambda: self._has_exited(server), GRACE_AFTER_KILL_S)
+            self._wait(lambda: self._has_exited(server), self._waits.after_kill_s)
         return True
 
     def _pass_on_signals(self, server: ServerProcess, sent: set[int]) -> None:
@@ -233,29 +240,35 @@ class Supervisor:
 
         That is so when the server's stream ends. If another process holds the stream open, wait while bytes are passed on that
         the server can have written, and the client takes them. If the server exited with 0 and requests are in flight, a
-        process that holds its stream may answer them: it has `GRACE_AFTER_EOF_S` for that, or as long as somebody reads.
+        process that holds its stream may answer them: it has `after_eof_s` for that, or as long as somebody reads.
         """
         began_s = time.monotonic()
         while server.status == 0 and not self._signals and traffic.dispatcher.awaits_answers():
-            ended = self._wait(lambda: "server" in self._ended, QUIET_S, 0.0)
-            if ended or (time.monotonic() - began_s >= GRACE_AFTER_EOF_S and self._is_over(traffic)):
+            ended = self._wait(lambda: "server" in self._ended, self._waits.quiet_s, 0.0)
+            if ended or (time.monotonic() - began_s >= self._waits.after_eof_s and self._is_over(traffic)):
                 break
         traffic.stream.end()
         taken, idle_s = traffic.output.taken, 0.0
-        while not self._wait(lambda: "server" in self._ended, QUIET_S, DRAIN_AFTER_SIGNAL_S):
+        while not self._wait(lambda: "server" in self._ended, self._waits.quiet_s, self._waits.drain_after_signal_s):
             before, taken = taken, traffic.output.taken
-            idle_s = idle_s + QUIET_S if taken == before else 0.0
-            if self._signals or not traffic.is_passing_on or (idle_s >= PAUSE_S and not self._has_slow_reader(traffic)):
+            idle_s = idle_s + self._waits.quiet_s if taken == before else 0.0
+            if (
+                self._signals
+                or not traffic.is_passing_on
+                or (idle_s >= self._waits.pause_s and not self._has_slow_reader(traffic))
+            ):
                 return
 
     def _drain_answers(self, traffic: "Traffic") -> None:
         """Wait until the client has received the last answers.
 
-        Give up after a signal, or when it takes none for `DRAIN_S` and the time that the store may take, unless it has ended
+        Give up after a signal, or when it takes none for `drain_s` and the time that the store may take, unless it has ended
         its input and may read later.
         """
         taken = traffic.output.taken
-        while not self._wait(lambda: "answers" in self._ended, self._store_s + DRAIN_S, DRAIN_AFTER_SIGNAL_S):
+        while not self._wait(
+            lambda: "answers" in self._ended, self._store_s + self._waits.drain_s, self._waits.drain_after_signal_s
+        ):
             before, taken = taken, traffic.output.taken
             if self._signals or (taken == before and not self._has_slow_reader(traffic)):
                 return

@@ -11,7 +11,7 @@ from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
-from mcpguard.relay.upstream import Upstream
+from mcpguard.relay.upstream import PATIENCE, Patience, Upstream
 from mcpguard.wire import frames
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
@@ -37,11 +37,13 @@ class Traffic:
         console: Takes lines for stderr.
         ended: Called with what has ended, from a thread of the traffic.
         source: The descriptor that the client writes to.
+        patience: How long the loops, and the end of a session, wait for others.
         max_frame_bytes: The longest line that is accepted from the client.
 
     Attributes:
         output: The client's side.
         stream: The server's output.
+        client_input: What the client writes.
         dispatcher: Has the session.
         upstream: The loop from the client to the server.
         downstream: The loop from the server to the client.
@@ -56,6 +58,7 @@ class Traffic:
         ended: Callable[[Ended], None],
         *,
         source: int = 0,
+        patience: Patience = PATIENCE,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self.output = output
@@ -63,8 +66,8 @@ class Traffic:
         self._ended = ended
         self._shut_down = threading.Event()
         self.stream = ServerStream(server.stdout)
-        client_input = ClientInput(source)
-        self.dispatcher = Dispatcher(output.reply, console, freed=client_input.wake)
+        self.client_input = ClientInput(source)
+        self.dispatcher = Dispatcher(output.reply, console, freed=self.client_input.wake)
         self.bookkeeper: Bookkeeper
         self.downstream = Downstream(self.stream, output, self.dispatcher)
         self.upstream = Upstream(
@@ -74,10 +77,10 @@ class Traffic:
             console,
             read_ahead=self.stream.read_ahead,
             shut_down=self._shut_down,
-            client_input=client_input,
+            client_input=self.client_input,
+            patience=patience,
             max_frame_bytes=max_frame_bytes,
         )
-        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Begin to move bytes. The first call, and all that the client writes after it, waits for `guard`.
@@ -85,8 +88,8 @@ class Traffic:
         Raises:
             McpguardError: The system has no thread left.
         """
-        self._threads.append(threads.start(lambda: self.upstream.run(lambda: self._ended("input")), "upstream"))
-        self._threads.append(threads.start(lambda: self.downstream.run(lambda: self._ended("server")), "downstream"))
+        threads.start(lambda: self.upstream.run(lambda: self._ended("input")), "upstream")
+        threads.start(lambda: self.downstream.run(lambda: self._ended("server")), "downstream")
 
     def guard(
         self,
@@ -108,16 +111,16 @@ class Traffic:
         Raises:
             McpguardError: The system has no thread left.
         """
-        from mcpguard.relay.bookkeeper import Bookkeeper
+        from mcpguard.relay.bookkeeper import RHYTHM, Bookkeeper
 
-        bookkeeper = self.bookkeeper = Bookkeeper(session, store, self.dispatcher, self._console, self._shut_down)
+        bookkeeper = self.bookkeeper = Bookkeeper(session, store, self.dispatcher, self._console, self._shut_down, RHYTHM)
         if notifier:
             self.dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
         self.downstream.kept = bookkeeper.wake
         self.upstream.guard(policy_file, token, bookkeeper.judged)
         self.dispatcher.begin(session, store)
         bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
-        self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
+        threads.start(bookkeeper.run, "bookkeeper")
 
     @property
     def is_passing_on(self) -> bool:

@@ -50,6 +50,7 @@ class RequestsInFlight:
 
     Args:
         retries: Gets the retries that the server asks for.
+        most: How many requests are remembered.
 
     Attributes:
         outcomes: The outcomes to be recorded, oldest first.
@@ -59,8 +60,9 @@ class RequestsInFlight:
         late: The keys of requests that have ended here, and that the server may still answer; do not change them.
     """
 
-    def __init__(self, retries: FreeRetries) -> None:
+    def __init__(self, retries: FreeRetries, most: int = MAX_IN_FLIGHT) -> None:
         self._retries = retries
+        self._most = most
         self.endings: list[Ending] = []
         self.to_settle = 0
         self.by_id: dict[str, InFlight] = {}
@@ -85,7 +87,7 @@ class RequestsInFlight:
         if request.plan is not None:
             self.to_settle += 1
         self._chars += len(request.id) + len(request.tool or "")
-        while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
+        while len(requests) > self._most or self._chars > MAX_IN_FLIGHT_CHARS:
             self._forget(next(iter(requests)), request.since_us)
 
     def add_call(self, request: DecisionRequest, now_us: int) -> None:
@@ -151,12 +153,12 @@ class RequestsInFlight:
             self.endings.append(Ending(0, errors, failed=True))  # no call has this id, so no place is freed
         if request.plan.caps:
             self._forgotten.append(Ending(request.row_id, request.plan, failed=False))
-            if len(self._forgotten) > MAX_IN_FLIGHT:
+            if len(self._forgotten) > self._most:
                 self.endings.append(self._forgotten.popleft())
 
     def _expect_late_answer(self, key: str) -> None:
         self.late[key] = None
-        if len(self.late) > MAX_IN_FLIGHT:
+        if len(self.late) > self._most:
             del self.late[next(iter(self.late))]
 
     def end_all(self, outcome: str, now_us: int) -> list[str]:

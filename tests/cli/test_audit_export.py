@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import pytest
 
 from mcpguard.cli import commands
-from mcpguard.cli.audit import export
+from mcpguard.config import Settings
 from mcpguard.locks import lock_file
 from mcpguard.reading.telemetry import HEADERS, SERVICE
 from mcpguard.session.audit import MEMBERS
@@ -59,13 +59,13 @@ def test_a_file_is_private_and_not_replaced(used: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, really = tmp_path / "out", export._pages
+    file, read_store = tmp_path / "out", Settings.read_store
 
-    def pages(*args: Any, **more: Any) -> Any:
+    def read_late(settings: Settings) -> Any:
         file.write_text("theirs", "utf-8")
-        return really(*args, **more)
+        return read_store(settings)
 
-    monkeypatch.setattr(export, "_pages", pages)
+    monkeypatch.setattr(Settings, "read_store", read_late)
     said = complaint(used, "audit", "export", "-o", str(file))
     assert said.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
     assert file.read_text("utf-8") == "theirs"

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from mcpguard.cli import commands, present
-from mcpguard.cli.policy import show
+from mcpguard.config import Settings
 from tests.cli.command import command, complaint, mcpguard, output, process, trapped
 from tests.end_to_end.host import environment, policy, rule
 
@@ -151,10 +151,10 @@ def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: in
 
 
 @pytest.mark.posix
-def test_another_pipe_without_a_reader_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
-    monkeypatch.setattr(show, "_print_rules", lambda *_, **__: os.write(unread, b"x"))
+def test_another_pipe_without_a_reader_is_an_error(used: Path, monkeypatch: pytest.MonkeyPatch, unread: int) -> None:
+    monkeypatch.setattr(Settings, "read_store", lambda _: os.write(unread, b"x"))
     monkeypatch.setattr(present, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
-    done = mcpguard(tmp_path, "policy", "show")
+    done = mcpguard(used, "audit", "export")
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot continue: Broken pipe\n")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.cli import completion
-from mcpguard.cli import names as cli_names
+from mcpguard.config import Settings
 from tests.cli.command import Terminal, calls, complaint, mcpguard, output, sqlite
 from tests.clients.installations import impostor
 from tests.end_to_end.host import environment, policy, rule
@@ -180,15 +180,11 @@ def test_an_error_offers_no_value_and_says_nothing(tmp_path: Path, text: str) ->
 
 def test_a_store_that_takes_too_long_offers_what_was_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
-
-    def names(*_: object) -> Iterator[str]:
-        never.wait()
-        yield "too late"
-
-    policy(tmp_path, rule("5/1m", user="alice"))
-    monkeypatch.setattr(cli_names, "LOOK_S", 0.5)
-    monkeypatch.setattr(cli_names, "_of_rows", names)
-    assert offered(tmp_path, "mcpguard run --user ") == ["alice"]
+    calls(tmp_path, "search", 1)
+    policy(tmp_path, rule("5/1m", user="carol"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Settings, "read_store", lambda _: never.wait())
+        assert offered(tmp_path, "mcpguard run --user ") == ["carol"]
     never.set()
 
 

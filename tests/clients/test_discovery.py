@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client
-from mcpguard.clients.discovery import FileFault, Machine, client_paths, entries_of, may_exist, read, sources
+from mcpguard.clients.discovery import MAX_BYTES, FileFault, Machine, client_paths, entries_of, may_exist, read, sources
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
 from tests.clients.installations import written
@@ -157,7 +157,7 @@ def test_projects_of_claude_code_without_a_path_or_in_another_form_are_passed_ov
 
 
 @pytest.mark.posix  # Windows refuses to open a folder
-def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     with pytest.raises(FileFault, match="Is a directory") as folder:
         read(tmp_path)
     assert folder.value.hint == "put a file in its place"
@@ -165,7 +165,7 @@ def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(FileFault) as link:
         read(tmp_path / "link")
     assert link.value.hint == "check where the link leads"
-    (tmp_path / "large").write_bytes(b"x" * 100)
-    monkeypatch.setattr("mcpguard.clients.discovery.MAX_BYTES", 99)
-    with pytest.raises(FileFault, match="over 0 MiB"):
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", MAX_BYTES + 1)
+    with pytest.raises(FileFault, match="over 64 MiB"):
         read(tmp_path / "large")

@@ -17,6 +17,8 @@ from mcpguard import whole_files
 from mcpguard.clients import plan
 from mcpguard.clients.discovery import FileFault
 from mcpguard.clients.plan import Change
+from mcpguard.files import force
+from tests.build import of_another_group
 from tests.end_to_end.host import DEADLINE_S, ROOT
 from tests.links import follows_links
 
@@ -134,14 +136,13 @@ def test_a_file_that_changes_before_the_rename_is_left(
     link, other = file.parent / "link", file.with_name("other")
     link.symlink_to(file)
     other.write_bytes(OLD)
-    fill = whole_files._fill
 
-    def slow(*args: Any, **kwargs: Any) -> None:
-        fill(*args, **kwargs)
-        if args[1] is not None:  # not the copy
+    def slow(fd: int) -> None:
+        force(fd)
+        if os.fstat(fd).st_size == len(NEW):  # not the copy
             change(file, other)
 
-    monkeypatch.setattr(whole_files, "_fill", slow)
+    monkeypatch.setattr(whole_files, "force", slow)
     with pytest.raises(FileFault, match=f"not changed.* {what}") as error:
         write(link, backups)
     assert error.value.hint.startswith(hint)
@@ -186,10 +187,10 @@ def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made
 @pytest.mark.parametrize(
     ("patches", "new", "said", "hint"),
     [
-        ({"os.unlink": refuse(errno.EROFS)}, None, "Read-only file system", "the file is on a read-only file system"),
-        ({"os.access": lambda *_: False}, NEW, "Permission denied", "give your account the right"),  # root may write to all
+        ({"unlink": refuse(errno.EROFS)}, None, "Read-only file system", "the file is on a read-only file system"),
+        ({"access": lambda *_: False}, NEW, "Permission denied", "give your account the right"),  # root may write to all
         pytest.param(
-            {"mcpguard.whole_files._owner": lambda _: (0, 4711), "os.fchown": refuse(errno.EPERM)},
+            {"fchown": refuse(errno.EPERM)},
             NEW,
             "Operation not permitted",
             "if it belongs to another account, run this command as that account; else give the file a group of yours",
@@ -201,8 +202,8 @@ def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made
 def test_a_file_that_may_not_be_changed_is_left_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, file: Path, backups: Path, patches: dict[str, Any], new: bytes | None, said: str, hint: str
 ) -> None:
-    for name, function in patches.items():
-        monkeypatch.setattr(name, function)
+    for name, function in (patches | {"fstat": of_another_group(file)}).items():
+        monkeypatch.setattr(os, name, function)
     with pytest.raises(FileFault, match=f"not changed: {said}") as error:
         write(file, backups, new=new)
     assert error.value.hint.startswith(hint)
@@ -230,15 +231,21 @@ def test_a_file_is_left_if_the_disk_refuses_it_or_its_copy(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_copied: bool
 ) -> None:
     if is_copied:
-        monkeypatch.setattr(plan, "_save", lambda *_: None)
-        file = file.parent / "new/mcp.json" if step == "mkdir" else file
-    old = OLD if file.exists() else None
+        file = file.parent / "new/mcp.json" if step == "mkdir" else file  # a new file has no copy
+    old, function = OLD if file.exists() else None, getattr(os, step)
+
+    def copies() -> list[bytes]:
+        return [path.read_bytes() for path in backups.iterdir() if path.name[0] != "."] if backups.exists() else []
+
+    def refuse_later(*args: Any, **more: Any) -> Any:
+        return function(*args, **more) if is_copied and old and not copies() else refuse(errno.ENOSPC)()
+
     with monkeypatch.context() as patched:
-        patched.setattr(os, step, refuse(errno.ENOSPC))
+        patched.setattr(os, step, refuse_later)
         with pytest.raises(FileFault) as error:
             write(file, backups, old)
     assert ("no copy of it can be saved in" in error.value.message) != is_copied
-    assert not backups.exists() or names(backups) == []
+    assert copies() == [OLD] * (is_copied and old is not None)
     assert error.value.message.startswith(f"{file}: not changed")
     assert error.value.hint == "free some space on the disk, then run this again" or not is_copied
     assert not file.exists() or (file.read_bytes(), names(file.parent)) == (OLD, ["mcp.json"])

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 from unittest.mock import AsyncMock
 
 import anyio
@@ -20,6 +20,7 @@ from mcpguard.demo.story import ALICE, BOB, CAROL, CallResults, Stage, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
+from tests.build import raising
 from tests.cli.command import trapped
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment, made
 
@@ -79,9 +80,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_may_keep_its_folder(temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(story, "LOOP_CALLS", 30)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert story.run_demo(keep=True) == 0
+    assert story.run_demo(keep=True, loop_calls=30) == 0
     (folder,) = temporary.iterdir()
     assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
     assert (folder / "policy.toml").read_text("utf-8") == SCHEMA_LINE + story.POLICY
@@ -153,7 +153,7 @@ def test_a_failing_mcpguard_run_is_reported_in_one_line_with_its_reason(
     broken.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(McpguardError, match=r"^the demo failed: .+$") as failure:
-        story.run_demo(keep=False)
+        story.run_demo(keep=False, loop_calls=30)
     assert failure.value.hint == "no guard today"
     assert list(temporary.iterdir()) == []
 
@@ -172,7 +172,7 @@ def test_what_stops_the_demo_is_reported_in_one_line(
 ) -> None:
     monkeypatch.setattr(where, what, value)
     with pytest.raises(McpguardError, match=f"^{message}") as failure:
-        story.run_demo(keep=False)
+        story.run_demo(keep=False, loop_calls=30)
     assert failure.value.hint.startswith("set TMPDIR ") == (where is tempfile)
     assert list(temporary.iterdir()) == []
 
@@ -200,12 +200,9 @@ def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_den
 
 @pytest.mark.usefixtures("temporary")
 def test_a_bug_is_not_reported_as_a_failure_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def tell(*_: object) -> NoReturn:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(story, "_tell", tell)
+    monkeypatch.setattr(Stage, "connect", raising(KeyError("a bug")))
     with pytest.raises(KeyError, match="a bug"):
-        story.run_demo(keep=False)
+        story.run_demo(keep=False, loop_calls=30)
 
 
 def test_the_accounts_own_settings_do_not_reach_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

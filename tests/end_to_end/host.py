@@ -66,7 +66,7 @@ def program(*argv: str, tuned: Mapping[str, object] | None = None) -> list[str]:
     for name, value in tuned.items():
         module, _, constant = name.rpartition(".")
         lines += [f"names = vars(importlib.import_module({module!r}))", f"names[{constant!r}]  # exists"]
-        lines += [f"names[{constant!r}] = {value!r}"]
+        lines += [f"names[{constant!r}] = eval({repr(value)!r}, names)"]
     return [sys.executable, "-c", "\n".join([*lines, "from mcpguard.cli import main", "main()"]), *argv]
 
 

@@ -9,6 +9,9 @@ from typing import Final
 
 import pytest
 
+from mcpguard.relay.bookkeeper import Rhythm
+from mcpguard.relay.supervisor import Waits
+from mcpguard.relay.upstream import Patience
 from tests.windows import processes
 
 from .host import (
@@ -36,7 +39,8 @@ from .host import (
 pytestmark = pytest.mark.waits
 
 GONE = -32000
-NO_GRACE: Final = {f"mcpguard.relay.supervisor.{name}": 0.1 for name in ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S")}
+WAITS: Final = "mcpguard.relay.supervisor.WAITS"
+NO_GRACE: Final = {WAITS: Waits(after_eof_s=0.1, after_term_s=0.1)}
 """For tests of a server that may take its time: as soon as mcpguard ended it, the test would fail."""
 ENDED_STATUS: Final = 1 if WINDOWS else -signal.SIGTERM
 """The exit status after mcpguard has ended a server that heeds the signal for that, if there are signals."""
@@ -280,7 +284,7 @@ def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(t
 
 @hears_late
 def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
-    soon = NO_GRACE | {f"mcpguard.relay.{name}": 0.1 for name in ("supervisor.PAUSE_S", "supervisor.DRAIN_S")}
+    soon = {WAITS: NO_GRACE[WAITS]._replace(pause_s=0.1, drain_s=0.1)}
     policy(tmp_path, rule("deny", tool="closed"))
     writes = "import os, sys; sys.stdin.read(); sys.stdout.write('x' * 150_000 + chr(10))"
     calls = [call(number, "closed", {}) for number in range(1000)]
@@ -355,7 +359,7 @@ def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path
 @hears_late
 def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(tmp_path: Path) -> None:
     late = "import sys, time; sys.stdin.readline(); time.sleep(1.0); sys.stdout.write(str(len(sys.stdin.readlines())))"
-    tuned = NO_GRACE | {"mcpguard.relay.readiness.STUCK_S": 0.1}
+    tuned = NO_GRACE | {"mcpguard.relay.upstream.PATIENCE": Patience(stuck_s=0.1)}
     with Host(tmp_path, *PYTHON, late, tuned=tuned) as host:
         host.is_up()
         with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):
@@ -436,7 +440,7 @@ def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_
 
 
 def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
-    with serving(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
+    with serving(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.RHYTHM": Rhythm(tick_s=3600.0)}) as host:
         until(lambda: bool(host.notes()), "the policy's row is in the store", 0.1)
 
 

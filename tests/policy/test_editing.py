@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from mcpguard import locks
 from mcpguard.documents.document import spliced
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 from mcpguard.limiter.sliding import Counts
-from mcpguard.policy import writing
+from mcpguard.locks import FileLock
 from mcpguard.policy.editing import PolicyEdit, TakenOut, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.model import Cost
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
@@ -388,7 +387,7 @@ def test_an_unfinished_file_of_an_edit_that_was_killed_is_removed_by_the_next_ed
 def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "_lock", raising(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    monkeypatch.setattr(FileLock, "acquire", raising(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
     leftover = file.parent / ".policy.toml.mcpguard-abc"
     leftover.touch()
     now = leftover.stat().st_mtime
@@ -440,7 +439,6 @@ def test_an_edit_waits_for_another_for_some_time(file: Path, monkeypatch: pytest
             other.release()
 
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "LOCK_TIMEOUT_S", 0.2)
         patched.setattr(time, "monotonic", lambda: now_s)
         patched.setattr(time, "sleep", sleep)
         with contextlib.nullcontext() if freed else pytest.raises(McpguardError, match="locked by another process"):

@@ -58,6 +58,11 @@ class Scene:
         os.close(self.write)
 
 
+def made(fixture: str, **options: object) -> pytest.MarkDecorator:
+    """Make what a fixture gives with these options."""
+    return pytest.mark.parametrize(fixture, [options], indirect=True, ids=["made"])
+
+
 Start = Callable[..., ServerProcess]
 
 

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread, current_thread
 
 import pytest
 
@@ -8,8 +9,9 @@ from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.policy.parse import parse
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import MAX_EARLY_BYTES, AnswersQueue, Dispatcher
+from mcpguard.session.machine import Session
 from mcpguard.wire import answers
-from mcpguard.wire.answers import Line
+from mcpguard.wire.answers import AnswerLines, Line
 from mcpguard.wire.frames import read
 from tests.build import call_line, request
 from tests.relay.conftest import Scene
@@ -63,12 +65,18 @@ def test_messages_pass_before_there_is_a_session_in_bounded_memory_and_not_after
 
 def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[str, bool]] = []
+    others: list[Thread] = []
 
     def watch(owner: object, name: str) -> None:
         use = getattr(owner, name)
 
         def watched(*args: object, **options: object) -> object:
-            used.append((name, scene.dispatcher._lock.locked()))
+            if current_thread() not in others:
+                other = Thread(target=scene.dispatcher.dispatch, args=(lambda _: None,))
+                others.append(other)
+                other.start()
+                other.join(0.01)
+                used.append((name, other.is_alive()))
             return use(*args, **options)
 
         monkeypatch.setattr(owner, name, watched)
@@ -83,7 +91,9 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
     scene.dispatcher.record(0)
     scene.dispatcher.last_answers("server exited with status 1")
     assert len({name for name, _ in used}) == 7
-    assert all(is_locked for _, is_locked in used)
+    assert all(other_waits for _, other_waits in used)
+    for other in others:
+        other.join()
 
 
 def test_answers_are_read_as_soon_as_there_is_a_session(scene: Scene) -> None:
@@ -98,9 +108,11 @@ def test_answers_are_read_as_soon_as_there_is_a_session(scene: Scene) -> None:
 
 
 def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
-    with scene.dispatcher._lock:
+    def change(_: Session) -> None:
         scene.dispatcher.post(lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
         scene.dispatcher.post(lambda session: session.change_policy(PolicyError("broken")))
+
+    scene.dispatcher.dispatch(change)  # while no other thread can use the session
     assert [entry.record["decision"] for entry in scene.store.entries()] == []
     assert scene.client(CALL) == b""
     assert [entry.record["decision"] for entry in scene.store.entries()] == ["policy", "policy", "denied"]
@@ -122,8 +134,18 @@ def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(sce
 
 
 def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
-    with ThreadPoolExecutor(1) as pool, scene.dispatcher._lock:  # held while a store is used
-        assert pool.submit(scene.dispatcher.awaits_answers).result(30)
+    hangs, goes_on = Event(), Event()
+
+    def hang(_: Session) -> None:
+        hangs.set()
+        assert goes_on.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(scene.dispatcher.dispatch, hang)
+        assert hangs.wait(30)
+        assert scene.dispatcher.awaits_answers()
+        goes_on.set()
+        hanging.result()
 
 
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:
@@ -224,15 +246,14 @@ def test_all_parts_of_a_frame_are_kept(cut: int) -> None:
 def test_the_end_of_a_frame_is_kept_even_if_it_comes_while_the_start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     unread = AnswersQueue()
     unread.add(FRAME[:5], awaits_answers=True)
-    answer_lines = unread._answer_lines()
-    feed = answer_lines.feed
+    feed = AnswerLines.feed
 
-    def feed_slowly(chunk: bytes) -> list[Line]:
+    def feed_slowly(answer_lines: AnswerLines, chunk: bytes) -> list[Line]:
         if chunk == FRAME[:5]:
             assert unread.add(FRAME[5:], awaits_answers=False)
-        return feed(chunk)
+        return feed(answer_lines, chunk)
 
-    monkeypatch.setattr(answer_lines, "feed", feed_slowly)
+    monkeypatch.setattr(AnswerLines, "feed", feed_slowly)
     assert lines(unread) == [FRAME[:-1]]
 
 

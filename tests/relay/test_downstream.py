@@ -1,14 +1,12 @@
 import os
-import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mcpguard.relay import downstream
 from mcpguard.relay.dispatch import AnswersQueue
-from mcpguard.relay.downstream import Downstream, ServerStream
+from mcpguard.relay.downstream import MAX_AHEAD_BYTES, MAX_UNREAD_BYTES, Downstream, ServerStream
 from mcpguard.relay.readiness import CHUNK_BYTES
 
 
@@ -49,26 +47,28 @@ def test_bytes_that_were_read_ahead_come_first_and_in_order_and_the_end_is_left_
     assert server.stream.read() == b""
 
 
-def test_nothing_is_read_ahead_while_the_downstream_loop_reads(server: Server) -> None:
-    found: list[bytes] = []
-    downstream = threading.Thread(target=lambda: found.append(server.stream.read()))
-    downstream.start()
-    while not server.stream._reading.locked():
-        pass
-    assert not server.stream.read_ahead()
+def test_nothing_is_read_ahead_while_the_downstream_loop_reads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead: list[bool] = []
+    read = os.read
+
+    def read_slowly(fd: int, size: int) -> bytes:
+        ahead.append(not ahead and server.stream.read_ahead())
+        return read(fd, size)
+
     server.write(b"for the loop")
-    downstream.join()
-    assert found == [b"for the loop"]
+    monkeypatch.setattr(os, "read", read_slowly)
+    assert server.stream.read() == b"for the loop"
+    assert ahead == [False]
 
 
 @pytest.mark.posix
-def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downstream, "MAX_AHEAD_BYTES", 10)
-    server.write(b"x" * 10)
-    assert server.stream.read_ahead()
+def test_the_bytes_that_are_read_ahead_are_bounded(server: Server) -> None:
+    for _ in range(MAX_AHEAD_BYTES // CHUNK_BYTES):
+        server.write(b"x" * CHUNK_BYTES)
+        assert server.stream.read_ahead()
     server.write(b"y")
     assert not server.stream.read_ahead()
-    assert server.stream.read() == b"x" * 10
+    assert server.stream.read() == b"x" * CHUNK_BYTES
     assert server.stream.read_ahead()
 
 
@@ -100,9 +100,8 @@ def test_a_stream_has_more_while_bytes_are_held_or_in_the_pipe_and_at_its_end(se
     assert server.stream.has_more
 
 
-def test_the_loop_has_answers_read_if_too_much_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downstream, "MAX_UNREAD_BYTES", 200)
-    chunks = [bytes(100), bytes(100), bytes(1), b""]
+def test_the_loop_has_answers_read_if_too_much_is_unread() -> None:
+    chunks = [bytes(MAX_UNREAD_BYTES), bytes(1), b""]
     read: list[int] = []
     stream: Any = SimpleNamespace(read=lambda: chunks.pop(0))
     output: Any = SimpleNamespace(relay=lambda chunk, observe: observe(chunk))

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.relay import output
 from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
 from tests.end_to_end.host import until
 
@@ -195,11 +194,9 @@ def test_a_reply_does_not_wait_for_a_client_that_does_not_read(client: Client) -
     assert data[: MIB + 1] == b"s" * (MIB - 1) + b"\nr"
 
 
-def test_backpressure_lasts_until_the_client_reads(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 2 * MIB
-    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", most)
+def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
     client.output.relay(b"open, ", unseen)
-    for _ in range(most // MIB):
+    for _ in range(MAX_QUEUED_BYTES // MIB):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
     client.output.await_room(lambda: False)
     client.output.reply(b"last\n")
@@ -207,16 +204,15 @@ def test_backpressure_lasts_until_the_client_reads(client: Client, monkeypatch: 
     waiting.join(0.2)
     assert waiting.is_alive()
     relaying = in_thread(client.output.relay, b"end\n", unseen)
-    size = len(b"open, end\n") + most + len(b"last\n")
+    size = len(b"open, end\n") + MAX_QUEUED_BYTES + len(b"last\n")
     assert client.read(size).endswith(b"r\nlast\n")
     assert joined(waiting)
     assert joined(relaying)
 
 
-def test_backpressure_ends_if_the_client_is_gone_while_a_frame_is_open(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+def test_backpressure_ends_if_the_client_is_gone_while_a_frame_is_open(client: Client) -> None:
     client.output.relay(b"open, ", unseen)
-    client.output.reply(b"r" * 2000 + b"\n")
+    client.output.reply(b"r" * MAX_QUEUED_BYTES + b"\n")
     with pytest.raises(ConnectionAbortedError):
         client.output.await_room(lambda: True)
 
@@ -231,11 +227,10 @@ def test_a_client_that_is_gone_is_reported_once_and_not_waited_for(client: Clien
     assert client.losses == 1
 
 
-def test_backpressure_ends_when_the_client_goes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+def test_backpressure_ends_when_the_client_goes(client: Client) -> None:
     relaying = in_thread(client.output.relay, b"s" * MIB, unseen)
     assert client.read(1) == b"s"
-    client.output.reply(b"r" * 2000 + b"\n")
+    client.output.reply(b"r" * MAX_QUEUED_BYTES + b"\n")
     waiting = in_thread(client.output.await_room, lambda: False)
     client.close_reader()
     assert joined(relaying)

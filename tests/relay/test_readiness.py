@@ -151,8 +151,7 @@ def test_a_socket_whose_other_side_has_ended_what_it_writes_has_a_reader() -> No
 @pytest.mark.posix
 @pytest.mark.usefixtures("system", "signals")
 @pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed before"])
-def test_the_main_thread_wakes_once_when_the_reader_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(readiness, "LOOK_AGAIN_S", 0.01)
+def test_the_main_thread_wakes_once_when_the_reader_leaves(tmp_path: Path, kind: str) -> None:
     read, write = ends(kind.partition(" ")[0], tmp_path)
     if "half" in kind:
         with socket.socket(fileno=os.dup(read)) as theirs:
@@ -216,26 +215,25 @@ def test_what_the_client_writes_is_awaited_and_read_to_its_end_and_a_wait_can_be
     os.close(read)
 
 
-def test_a_client_that_writes_more_than_is_judged_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocking, "MAX_UNREAD_BYTES", 100_000)
+def test_a_client_that_writes_more_than_is_judged_has_to_wait() -> None:
     read, write = os.pipe()
     client = blocking.ClientInput(read)
     sent = 0
 
     def send() -> None:
         nonlocal sent
-        while sent < 2_000_000:
-            sent += os.write(write, b"." * 1000)
+        while sent < 2 * blocking.MAX_UNREAD_BYTES:
+            sent += os.write(write, b"." * 65_536)
         os.close(write)
 
     sending = threading.Thread(target=send)
     sending.start()
     sending.join(0.3)
-    assert sent < 500_000
+    assert sent < 1.1 * blocking.MAX_UNREAD_BYTES
     got = 0
     while data := client.read():
         got += len(data)
-    assert got == 2_000_000
+    assert got == 2 * blocking.MAX_UNREAD_BYTES
     sending.join(30)
     os.close(read)
 
@@ -276,10 +274,7 @@ def test_a_server_that_has_closed_its_input_is_an_error_of_the_write(way: Module
     pipe.close()
 
 
-def test_a_server_that_takes_nothing_is_given_up_some_time_after_its_client_has_left(
-    way: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(readiness, "STUCK_S", 0.1)
+def test_a_server_that_takes_nothing_is_given_up_some_time_after_its_client_has_left(way: ModuleType) -> None:
     client_read, client_write = os.pipe()
     read, write = os.pipe()
     client, pipe = way.ClientInput(client_read), way.ServerInput(write)
@@ -295,7 +290,7 @@ def test_a_server_that_takes_nothing_is_given_up_some_time_after_its_client_has_
         return False
 
     with pytest.raises(ConnectionAbortedError):
-        await_server(pipe, lambda: bool(client.has_ended), work)
+        await_server(pipe, lambda: bool(client.has_ended), work, stuck_s=0.1)
     assert len(worked) > 3
     pipe.close()  # does not wait for the server
     os.close(read)

@@ -9,6 +9,7 @@ import pytest
 
 from mcpguard.relay import strays
 from mcpguard.relay.process import ServerProcess
+from tests.build import raising
 from tests.relay.conftest import Start
 
 pytestmark = [
@@ -73,7 +74,8 @@ def test_without_proc_nothing_is_found(start: Start, monkeypatch: pytest.MonkeyP
     child = up(start, LEAVES + STAYS)
     (process,) = strays.find(child.pid, set())
     with monkeypatch.context() as patched:
-        patched.setattr(strays, "_PROC", "/nonexistent")
+        for name in ("listdir", "open"):
+            patched.setattr(os, name, raising(FileNotFoundError("/proc")))
         assert strays.find(child.pid, set()) == set()
         strays.send(process, signal.SIGKILL)
     assert strays.find(child.pid, set()) == {process}

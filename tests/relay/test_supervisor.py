@@ -7,13 +7,13 @@ from typing import cast
 
 import pytest
 
-from mcpguard.relay import supervisor
 from mcpguard.relay.console import Console
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.readiness import has_reader
-from mcpguard.relay.supervisor import Supervisor
+from mcpguard.relay.supervisor import Supervisor, Waits
 from mcpguard.relay.traffic import Traffic
 from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
+from tests.relay.conftest import made
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -30,12 +30,22 @@ posix = pytest.mark.posix
 IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
 
+SOON = Waits(
+    after_eof_s=0.1, after_term_s=0.1, after_signal_s=0.1, drain_s=0.1, drain_after_signal_s=0.1, pause_s=0.5, quiet_s=0.1
+)
+LATE_S = 30.0
+"""As long as a busy machine may need."""
+PATIENT = SOON._replace(after_eof_s=LATE_S, after_term_s=LATE_S, after_signal_s=LATE_S, end_after_signal_s=LATE_S)
+"""For a server that may take its time."""
+
+
 class FakeTraffic:
     """Stands for the traffic and all its parts.
 
     Attributes:
         client_leaves: Whether the client ends its input at the start.
         client_waits: Whether it has not.
+        answer: Writes the last answers, and tells that they have ended.
         takes: How often `taken` still grows.
         unanswered: How often `awaits_answers` is still true. So are `writes` for `is_passing_on` and `late` for
             `waits_for_reader`.
@@ -47,7 +57,8 @@ class FakeTraffic:
         self.output = self.stream = self.dispatcher = self.upstream = self.bookkeeper = self
         self.supervisor = supervisor
         self.client_output = client_output
-        self.client_leaves, self.client_waits, self.answers_at_once = False, True, True
+        self.client_leaves, self.client_waits = False, True
+        self.answer: Callable[[], None] = lambda: supervisor.ended("answers")
         self.unanswered = self.writes = self.takes = self.late = self._taken = 0
 
     def start(self) -> None:
@@ -85,19 +96,18 @@ class FakeTraffic:
 
     def answer_rest(self, how: str) -> None:
         assert how
-        if self.answers_at_once:
-            self.supervisor.ended("answers")
+        self.answer()
 
     def finish(self, timeout_s: float) -> None:
-        assert timeout_s <= supervisor.LAST_ROWS_S
+        assert timeout_s <= Waits().last_rows_s
 
 
 class Scene:
     """A supervisor, a real server, and stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, waits: Waits = SOON, store_s: float = 0.0) -> None:
         self.client_reads, self.client_output = os.pipe()
-        self.supervisor = Supervisor(output=self.client_output)
+        self.supervisor = Supervisor(waits, store_s, output=self.client_output)
         self.traffic = FakeTraffic(self.supervisor, self.client_output)
         self.read, self.write = os.pipe()
         self.children: list[ServerProcess] = []
@@ -135,24 +145,11 @@ class Scene:
         self.client_reads = -1
 
 
-GRACES = ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S", "GRACE_AFTER_SIGNAL_S")
-"""The times that a server has to end by itself."""
-
-
 @pytest.fixture
-def _patient(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the server as much time as a busy machine may need."""
-    for name in (*GRACES, "END_AFTER_SIGNAL_S"):
-        monkeypatch.setattr(supervisor, name, 30.0)
-
-
-@pytest.fixture
-def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    for name in (*GRACES, "DRAIN_S", "DRAIN_AFTER_SIGNAL_S", "QUIET_S"):
-        monkeypatch.setattr(supervisor, name, 0.1)
-    monkeypatch.setattr(supervisor, "PAUSE_S", 0.5)
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """A scene, whose supervisor waits only for a moment unless the test says more."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}  # a shell may have had some ignored
-    one = Scene()
+    one = Scene(**getattr(request, "param", {}))
     yield one
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -207,7 +204,7 @@ def signal_at_output(child: ServerProcess, length: int) -> threading.Thread:
 
 
 @posix
-@pytest.mark.usefixtures("_patient")
+@made("scene", waits=PATIENT)
 def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
     child = scene.up("sh", "-c", "trap 'echo got' INT; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
     client = signal_at_output(child, 4)
@@ -217,8 +214,8 @@ def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
 
 
 @posix
-def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 30.0)
+@made("scene", waits=SOON._replace(after_term_s=LATE_S))
+def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene) -> None:
     child = scene.up("sh", "-c", "trap \"trap 'exit 5' TERM; echo got\" TERM; echo up; while :; do sleep 0.01; done")
     client = signal_at_output(child, 4)
     scene.supervisor.ended("client")
@@ -227,19 +224,16 @@ def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypa
 
 
 @posix
-def test_a_server_has_less_time_after_a_signal_if_the_guard_loads_slowly(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in GRACES:
-        monkeypatch.setattr(supervisor, name, 1000.0)
+@made("scene", waits=PATIENT._replace(after_term_s=1000.0, after_signal_s=1000.0, end_after_signal_s=0.0))
+def test_a_server_has_less_time_after_a_signal_if_the_guard_loads_slowly(scene: Scene) -> None:
     scene.up(sys.executable, "-S", "-c", IGNORING)
-    os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(supervisor, "END_AFTER_SIGNAL_S", 0.0)  # as long as the guard has taken
+    os.kill(os.getpid(), signal.SIGTERM)  # no time is left, as if the guard had taken it
     assert scene.supervise() == 128 + signal.SIGKILL
 
 
 @posix
-@pytest.mark.usefixtures("_patient")
-def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 1000.0)
+@made("scene", waits=PATIENT._replace(after_eof_s=1000.0))
+def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene) -> None:
     scene.up("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
     scene.supervisor.ended("client")
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
@@ -263,7 +257,7 @@ def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_i
     assert not downstream.is_alive()
 
 
-@pytest.mark.usefixtures("_patient")
+@made("scene", waits=PATIENT)
 def test_requests_in_flight_are_awaited_though_the_server_has_exited_since_its_child_may_answer_them(scene: Scene) -> None:
     scene.server(*CAT)
     scene.traffic.client_leaves, scene.traffic.unanswered = True, 2
@@ -289,11 +283,11 @@ def test_after_the_client_has_left_nothing_is_answered_in_the_servers_place(scen
 @posix
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    Supervisor()
+    Supervisor(SOON)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-@pytest.mark.usefixtures("_patient")
+@made("scene", waits=PATIENT)
 def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
     for _ in range(100_000):
         scene.supervisor.ended("client")
@@ -303,8 +297,8 @@ def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
 
 
 @posix
-def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 1000.0)
+@made("scene", waits=SOON._replace(after_term_s=1000.0))
+def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene) -> None:
     tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
     child = scene.up(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
 
@@ -319,20 +313,20 @@ def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene, monkeypatch: py
     thread.join()
 
 
-def test_the_last_answers_are_waited_for_as_long_as_the_store_may_take(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene.traffic.answers_at_once = False
-    scene.supervisor._store_s = 1000.0
-    wait = scene.supervisor._woken.wait
-
-    def wait_or_answer(timeout_s: float | None) -> None:
-        if timeout_s is not None and timeout_s > 900:
-            scene.supervisor.ended("answers")
-        wait(timeout_s)
-
-    monkeypatch.setattr(scene.supervisor._woken, "wait", wait_or_answer)
+@made("scene", waits=SOON._replace(drain_s=0.0), store_s=LATE_S)
+def test_the_last_answers_are_waited_for_as_long_as_the_store_may_take(scene: Scene) -> None:
     scene.server(*PYTHON, "import os; os._exit(1)")
+    told: list[str] = []
+
+    def answer() -> None:
+        told.append("the last answers")
+        scene.supervisor.ended("answers")
+
+    answering = threading.Timer(0.1, answer)
+    scene.traffic.answer = answering.start
     assert scene.supervise() == 1
-    assert "answers" in scene.supervisor._ended
+    assert told
+    answering.join()
 
 
 @pytest.mark.parametrize(
@@ -354,18 +348,18 @@ def test_a_client_is_waited_for_while_it_may_read_and_a_bounded_time_if_it_takes
 
 @posix
 @pytest.mark.parametrize(
-    ("server", "grace_s", "status"), [(CAT, 30.0, 0), (SLEEP, 0.1, 128 + 9)], ids=["heeds its input", "heeds nothing"]
+    ("scene", "server", "status"),
+    [({"waits": PATIENT}, CAT, 0), ({"waits": SOON._replace(end_after_signal_s=LATE_S)}, SLEEP, 128 + 9)],
+    indirect=["scene"],
+    ids=["heeds its input", "heeds nothing"],
 )
 def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, server: list[str], grace_s: float, status: int
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, server: list[str], status: int
 ) -> None:
     def not_permitted(_pid: int, _number: int) -> None:
         raise PermissionError
 
     scene.server(*server)
-    for name in GRACES:
-        monkeypatch.setattr(supervisor, name, grace_s)
-    monkeypatch.setattr(supervisor, "END_AFTER_SIGNAL_S", 30.0)
     os.kill(os.getpid(), signal.SIGTERM)
     with monkeypatch.context() as patched:
         for name in ("kill", "killpg"):
@@ -374,7 +368,7 @@ def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
 
 
 @posix
-@pytest.mark.usefixtures("_patient")
+@made("scene", waits=PATIENT)
 def test_signals_that_the_client_has_blocked_are_received(scene: Scene) -> None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:

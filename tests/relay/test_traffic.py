@@ -1,8 +1,10 @@
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from stat import S_ISCHR
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,21 +15,27 @@ from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from mcpguard.relay import output, readiness, upstream
+from mcpguard.relay import upstream
 from mcpguard.relay.console import Console
-from mcpguard.relay.output import ClientOutput
+from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ServerInput
 from mcpguard.relay.traffic import Ended, Traffic
+from mcpguard.relay.upstream import PATIENCE, Patience, Upstream
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.frames import Frame
+from tests.build import raising
 from tests.end_to_end.host import has_bytes, release, until
+from tests.relay.conftest import made
 
 ALICE = Identity("alice", "config", "crm")
+
+LOOPS = ("mcpguard-upstream", "mcpguard-downstream", "mcpguard-bookkeeper")
+"""The names of the threads of the traffic."""
 
 TWO_AN_HOUR = parse('[[rule]]\ntool = "*"\nlimit = "2/1h"\n')
 CLOSED = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
@@ -49,12 +57,12 @@ class Store(MemoryStore):
 
     def __init__(self, server_reads: int) -> None:
         super().__init__()
-        self._server_reads = server_reads
+        self.server_reads = server_reads
         self.failure: Exception | None = None
         self.early: list[bool] = []
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        self.early.append(has_bytes(self._server_reads))
+        self.early.append(has_bytes(self.server_reads))
         if self.failure:
             raise self.failure
         return super().decide(requests, journal)
@@ -76,7 +84,7 @@ class Output(ClientOutput):
 class Line:
     """The traffic of a session, with the test at all ends: the client's, the server's and the console's."""
 
-    def __init__(self, *, guards: bool = True) -> None:
+    def __init__(self, *, guards: bool = True, patience: Patience = PATIENCE) -> None:
         source, self.to_guard = os.pipe()
         self.source = source
         self.from_guard, client_write = os.pipe()
@@ -94,20 +102,24 @@ class Line:
             self.console, console,
         ]  # fmt: skip
         self.output = Output(client_write, self.client_ended.set)
-        pipe = ServerInput(server_stdin)
-        self.server = SimpleNamespace(stdin=pipe, stdout=server_stdout)
+        self.server = SimpleNamespace(stdin=ServerInput(server_stdin), stdout=server_stdout)
         self.traffic = Traffic(
-            cast(ServerProcess, self.server), self.output, Console(console), lambda what: events[what].set(), source=source
+            cast(ServerProcess, self.server),
+            self.output,
+            Console(console),
+            lambda what: events[what].set(),
+            source=source,
+            patience=patience,
         )
         self.traffic.start()
         if guards:
             self.guard()
 
-    def guard(self, policy: Policy = TWO_AN_HOUR) -> None:
+    def guard(self, policy: Policy = TWO_AN_HOUR, token: Any = None) -> None:
         self.is_guarded = True
         self.session = Session(ALICE, policy, Journal("0" * 16))
         self.session.start()
-        self.traffic.guard(self.session, self.store, cast(Any, self.policy))
+        self.traffic.guard(self.session, self.store, cast(Any, self.policy), token)
 
     def rows(self) -> dict[object, object]:
         """The decisions in the audit, by request id."""
@@ -144,7 +156,7 @@ class Line:
     def close_server_input(self) -> None:
         os.close(self.server_reads)
         self._fds.remove(self.server_reads)
-        self.store._server_reads = self.console  # instead of a closed descriptor
+        self.store.server_reads = self.console  # instead of a closed descriptor
 
     def close_client(self, *, reads: bool = True) -> None:
         """End the client's input; unless it `reads` on, it is gone."""
@@ -154,13 +166,14 @@ class Line:
 
     def notices_the_end(self) -> None:
         """Wait until it is noticed that the client has ended its input. By threads, that takes a moment."""
-        until(lambda: self.traffic.upstream._client_input.has_ended, "the end of the client's input is noticed")
+        until(lambda: bool(self.traffic.client_input.has_ended), "the end of the client's input is noticed")
 
     def notices_closed_input(self) -> None:
-        """Wait until the server has been found to take nothing."""
-        until(lambda: self.traffic.upstream._is_input_closed, "the server has been found to take nothing")
+        """Wait until the server has been found to take nothing: then its input is the null device."""
+        until(lambda: S_ISCHR(os.fstat(self.server.stdin.fd).st_mode), "the server has been found to take nothing")
 
     def close(self) -> None:
+        loops = [thread for thread in threading.enumerate() if thread.name in LOOPS]
         self.output.go_on.set()
         if self.to_guard in self._fds:
             self.close_client()
@@ -171,7 +184,7 @@ class Line:
         self.traffic.answer_rest("over")
         assert self.answered.wait(30)
         self.traffic.bookkeeper.finish(30)
-        for thread in self.traffic._threads:  # one that still has to close a descriptor would close the next test's
+        for thread in loops:  # one that still has to close a descriptor would close the next test's
             thread.join()
         for fd in self._fds:
             os.close(fd)
@@ -187,8 +200,8 @@ def _read(fd: int, messages: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def line() -> Iterator[Line]:
-    one = Line()
+def line(request: pytest.FixtureRequest) -> Iterator[Line]:
+    one = Line(**getattr(request, "param", {}))
     yield one
     one.close()
 
@@ -239,21 +252,34 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     assert [*unguarded.session.in_flight.by_id] == ["ping"]
 
 
-def test_what_the_server_did_not_take_before_the_policy_is_answered(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    guarding: list[bool] = []
-
-    def wait_for_exit(_: float) -> bool:
-        guarding.append(unguarded.traffic.dispatcher.is_guarding.is_set())
-        return False
-
-    monkeypatch.setattr(unguarded.traffic._shut_down, "wait", wait_for_exit)
+def test_what_the_server_did_not_take_before_the_policy_is_answered(unguarded: Line) -> None:
     unguarded.close_server_input()
     unguarded.send(PING)
     unguarded.notices_closed_input()
     unguarded.send({**PING, "id": 2})
     unguarded.guard()
     assert unguarded.errors(2) == [(request_id, -32000, "the server has closed its input") for request_id in ("ping", 2)]
-    assert guarding == [True]
+
+
+def test_the_exit_of_a_server_that_takes_nothing_is_awaited_once_the_policy_is_loaded() -> None:
+    """An exit is noticed only after that."""
+    told: list[str] = []
+    chunks = [b'{"jsonrpc":"2.0","id":1,"method":"ping"}\n', b""]
+    server: Any = SimpleNamespace(stdin=SimpleNamespace(write=raising(BrokenPipeError()), close=lambda: None))
+    dispatcher: Any = SimpleNamespace(
+        session=None,
+        is_guarding=SimpleNamespace(is_set=lambda: False, wait=lambda: told.append("guarded")),
+        pass_early=lambda messages, _: messages[0].raw + b"\n",
+        dispatch=lambda _: told.append("answered"),
+        post=lambda _: None,
+        client_left=lambda: None,
+    )
+    shut_down: Any = SimpleNamespace(wait=lambda _: told.append("has not exited"))
+    output: Any = SimpleNamespace(queued_bytes=0)
+    client: Any = SimpleNamespace(read=lambda: chunks.pop(0), has_ended=False)
+    others = {"read_ahead": lambda: False, "shut_down": shut_down, "client_input": client, "patience": PATIENCE}
+    Upstream(server, dispatcher, output, Console(), **others).run(lambda: None)
+    assert told == ["guarded", "has not exited", "answered"]
 
 
 def test_after_a_bug_messages_are_answered_once_the_policy_is_loaded(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,20 +447,20 @@ class Token:
         return None
 
 
-def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
+def test_the_identity_is_polled_for_a_call_in_any_spelling(unguarded: Line) -> None:
     token = Token()
-    line.traffic.upstream._token = cast(Any, token)
+    unguarded.guard(token=token)
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
-        os.write(line.to_guard, message + b"\n")
-        line.server_has()
+        os.write(unguarded.to_guard, message + b"\n")
+        unguarded.server_has()
     assert token.asked == [True, False]
 
 
-def test_the_end_of_the_clients_input_does_not_wait_for_keys(line: Line) -> None:
+def test_the_end_of_the_clients_input_does_not_wait_for_keys(unguarded: Line) -> None:
     token = Token()
-    line.traffic.upstream._token = cast(Any, token)
-    line.close_client()
-    assert line.client_ended.wait(30)
+    unguarded.guard(token=token)
+    unguarded.close_client()
+    assert unguarded.client_ended.wait(30)
     assert token.asked == []
 
 
@@ -482,27 +508,26 @@ def test_a_client_that_has_left_gets_no_answer_in_the_servers_place_though_its_m
     assert not has_bytes(unguarded.from_guard)
 
 
-def test_a_client_that_is_gone_is_noticed_during_backpressure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
+def test_a_client_that_is_gone_is_noticed_during_backpressure(line: Line) -> None:
     os.write(line.server_writes, b"an open frame")
     assert os.read(line.from_guard, 100) == b"an open frame"
-    line.send(*(call(request_id) for request_id in range(10)))
+    line.output.reply(b"r" * (MAX_QUEUED_BYTES + 1))
+    line.send(PING)
+    line.server_has()
     line.close_client(reads=False)
     assert line.client_ended.wait(30)
 
 
-def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upstream, "EXIT_S", 0.0)
+@made("line", patience=Patience(exit_s=0.0))
+def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(line: Line) -> None:
     line.close_server_input()
     line.send(call(1), PING)
     line.send(call(2))
     assert line.errors(3) == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
 
 
-def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "EXIT_S", 1000.0)
+@made("line", patience=Patience(exit_s=1000.0))
+def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line) -> None:
     line.close_server_input()
     line.send(call(1))
     line.notices_closed_input()
@@ -510,40 +535,46 @@ def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line
     assert line.errors() == [(1, -32000, "server exited with status 3")]
 
 
+@made("line", guards=False, patience=Patience(judged_s=1000.0))
 @pytest.mark.parametrize("messages", [[call(1)], [call(1), PING]])
 def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exited_since(
-    unguarded: Line, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
+    line: Line, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
 ) -> None:
     looked = Event()  # the end of the session looks whether everything is judged
-    monkeypatch.setattr(upstream, "JUDGED_S", 1000.0)
 
     def look(wait_s: float) -> None:
         looked.set()
         time.sleep(wait_s)
 
     monkeypatch.setattr(upstream, "time", SimpleNamespace(monotonic=time.monotonic, sleep=look))
-    monkeypatch.setattr(unguarded.policy, "poll", lambda: None if looked.wait(30) else pytest.fail("it does not look"))
+    monkeypatch.setattr(line.policy, "poll", lambda: None if looked.wait(30) else pytest.fail("it does not look"))
     for message in messages:
-        unguarded.send(message)
-    unguarded.guard()
-    unguarded.traffic.upstream.close_input("server exited with status 3")
-    unguarded.traffic.answer_rest("server exited with status 3")
+        line.send(message)
+    line.guard()
+    line.traffic.upstream.close_input("server exited with status 3")
+    line.traffic.answer_rest("server exited with status 3")
     told = [(message["id"], -32000, "server exited with status 3") for message in messages]
-    assert unguarded.errors(len(messages)) == told
-    assert unguarded.decisions() == ["policy", "unavailable"]
+    assert line.errors(len(messages)) == told
+    assert line.decisions() == ["policy", "unavailable"]
 
 
+@made("line", patience=Patience(judged_s=0.0))
 def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "JUDGED_S", 0.0)
-    monkeypatch.setattr(line.policy, "poll", lambda: line.answered.wait(30) and None)
+    judging = Event()
+
+    def poll() -> None:
+        judging.set()
+        line.answered.wait(30)
+
+    monkeypatch.setattr(line.policy, "poll", poll)
     line.send(call(1))
-    until(lambda: line.traffic.upstream._is_judging, "the call is read")
+    assert judging.wait(30)
     line.traffic.answer_rest("server exited with status 3")
     assert line.answered.wait(30)
 
 
-def test_the_end_of_a_session_does_not_wait_for_a_client_that_has_left(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "JUDGED_S", 1000.0)
+@made("line", patience=Patience(judged_s=1000.0))
+def test_the_end_of_a_session_does_not_wait_for_a_client_that_has_left(line: Line) -> None:
     line.close_client()
     assert line.client_ended.wait(30)
     line.traffic.answer_rest("server exited with status 3")
@@ -556,7 +587,7 @@ ONE_AT_ONCE = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "1h"\n')
 @pytest.fixture
 def one_at_once() -> Iterator[Line]:
     """A line on which one call is in flight, and another waits for its end."""
-    one = Line(guards=False)
+    one = Line(guards=False, patience=Patience(stuck_s=0.3))
     one.guard(ONE_AT_ONCE)
     one.send(call(1))
     assert one.server_has() == [call(1)]
@@ -621,10 +652,7 @@ def test_a_held_call_that_was_admitted_while_the_server_took_no_input_is_answere
     assert two_to_come.codes(2) == [("ping", -32000), (2, -32000)]
 
 
-def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes_no_input(
-    full: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(readiness, "STUCK_S", 0.3)
+def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes_no_input(full: Line) -> None:
     full.close_client(reads=False)
     full.notices_the_end()
     full.policy.changed = parse('mode = "enforce"')

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from mcpguard.errors import Unauthenticated
-from mcpguard.limiter.waiting import MAX_WAITING
-from mcpguard.session import held_calls, in_flight
-from mcpguard.session.held_calls import LOOK_US
+from mcpguard.limiter.waiting import MAX_WAITING, MAX_WAITING_BYTES
+from mcpguard.session.held_calls import LOOK_US, HeldCall
+from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.wire.frames import read
@@ -253,10 +253,9 @@ def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
     assert talk.pass_ms(5000) == []
 
 
-def test_calls_that_are_long_together_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held_calls, "MAX_WAITING_BYTES", 3000)
+def test_calls_that_are_long_together_are_not_all_held() -> None:
     talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
-    lines = [call_line("search", at, arguments={"q": "x" * 1000}) for at in range(5)]
+    lines = [call_line("search", at, arguments={"q": "x" * (MAX_WAITING_BYTES // 3)}) for at in range(5)]
     assert talk.client(*lines) == ["forwarded 0", "answered 4: 429"]
 
 
@@ -333,23 +332,11 @@ def test_a_place_is_free_when_its_call_is_answered_or_cancelled(end: Callable[[T
     assert talk.client_calls("browse", 3) == ["forwarded 3"]
 
 
-def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 100)
+def test_a_request_with_a_very_long_id_frees_no_places() -> None:
     talk = Talk(CAP_AT_ONCE)
     assert talk.client_calls("browse", 1) == ["forwarded 1"]
-    talk.client(request("ping", "a" * 101))
+    talk.client(request("ping", "a" * MAX_IN_FLIGHT_CHARS))
     assert talk.client_calls("browse", 2) == ["answered 2: 429"], "the server may still work for the first call"
-    talk.server_exits("server exited with status 1")
-    assert talk.store.counters() == []
-
-
-def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
-    for at in range(20):
-        talk.client_calls("browse", at)
-    (held,) = talk.store.counters()
-    assert held.used <= 6, "three in flight, and three that were forgotten"
     talk.server_exits("server exited with status 1")
     assert talk.store.counters() == []
 
@@ -591,7 +578,7 @@ def test_a_held_call_that_is_judged_again_after_a_bug_is_denied_once(monkeypatch
     talk = waiting(2, policy='[[rule]]\ntool = "search"\nlimit = "1/1h"\nwait = "1h"\n')
     talk.machine.change_identity(Unauthenticated("there is no token", "write one"))
     with monkeypatch.context() as patched:
-        patched.setattr(held_calls.HeldCall, "waited_us", lambda *_: 1 / 0)
+        patched.setattr(HeldCall, "waited_us", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             talk.machine.judge((), talk.time())
     talk.machine.unjudged(None, talk.time())

@@ -2,8 +2,11 @@
 
 import pytest
 
-from mcpguard.session import in_flight, machine
+from mcpguard.limiter.plan import Counter, Plan, Reported
+from mcpguard.limiter.sliding import Limit
 from mcpguard.session.audit import Outcome
+from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS, InFlight, RequestsInFlight
+from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import Verdict
 from tests.build import Talk, call_line, cancel, request
 
@@ -154,11 +157,10 @@ def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_ha
     assert talk.client(b'{"method":"notifications/cancelled","params":{}}') == [CANCELLATION]
 
 
-def test_requests_that_the_server_did_not_get_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_MAX_UNSENT", 2)
+def test_requests_that_the_server_did_not_get_take_bounded_memory() -> None:
     talk = Talk('[[rule]]\ntool = "closed"\nlimit = "deny"\n')
-    talk.client_calls("closed", 0, 1, 2)
-    assert talk.client(*(cancel(at) for at in range(3))) == [CANCELLATION]
+    talk.client_calls("closed", *range(1025))
+    assert talk.client(*(cancel(at) for at in range(1025))) == [CANCELLATION]
 
 
 def test_neither_a_request_with_the_method_of_a_cancellation_nor_another_notification_cancels_a_call() -> None:
@@ -194,48 +196,61 @@ def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: 
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok"]
 
 
-def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk()
+@pytest.fixture
+def three() -> RequestsInFlight:
+    """Remembers three requests."""
+    return RequestsInFlight(FreeRetries(), most=3)
+
+
+def test_requests_that_are_never_answered_take_bounded_memory(three: RequestsInFlight) -> None:
     for at in range(5):
-        talk.client_calls("x", at)
-    talk.client(request("ping", 5))
-    talk.answer(4)
-    assert talk.outcomes == [*(Outcome(at, "no_answer", 0) for at in range(1, 4)), Outcome(5, "ok", 0)]
+        three.add(str(at), InFlight(str(at), at, 0))
+    assert [*three.by_id] == ["2", "3", "4"]
+    assert three.outcomes == [Outcome(0, "no_answer", 0), Outcome(1, "no_answer", 0)]
 
 
-def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 300)
+def test_requests_with_long_ids_or_names_take_bounded_memory() -> None:
+    long = MAX_IN_FLIGHT_CHARS * 3 // 10
     talk = Talk()
-    talk.client(call_line("x", "a" * 90), call_line("y" * 90, 1))
-    talk.client(request("ping", "b" * 90))
-    talk.answer(1)
-    talk.client(call_line("z" * 90, 2), call_line("z" * 90, 2))  # the second is refused
-    assert talk.outcomes == [Outcome(2, "ok", 0)]
-    talk.client_calls("x", "c" * 90)
-    talk.answer("c" * 90)
-    assert talk.outcomes[1:] == [Outcome(1, "no_answer", 0), Outcome(5, "ok", 0)]
-    talk.answer("b" * 90)
-    talk.answer(2)
-    assert talk.outcomes[3:] == [Outcome(4, "ok", 0)]
-    assert (talk.awaits_answers, talk.machine.in_flight._chars) == (False, 0)
+    for _ in range(2):  # the second time it is the same, because all requests of the first time have ended
+        talk.outcomes.clear()
+        talk.client(call_line("x", "a" * long), call_line("y" * long, 1))
+        talk.client(request("ping", "b" * long))
+        talk.answer(1)
+        talk.client(call_line("z" * long, 2), call_line("z" * long, 2))  # the second is refused
+        assert [one.outcome for one in talk.outcomes] == ["ok"]
+        talk.client_calls("x", "c" * long)
+        assert talk.record() == []
+        assert [one.outcome for one in talk.outcomes] == ["ok", "no_answer"]
+        for request_id in ("a" * long, "c" * long, "b" * long, 2):
+            talk.answer(request_id)
+        assert [one.outcome for one in talk.outcomes] == ["ok", "no_answer", "ok", "ok"], "the first had no answer in time"
+        assert not talk.awaits_answers
 
 
 def test_no_long_id_makes_a_call_that_fails_count_less() -> None:
     talk = Talk('[[rule]]\ntool = "x"\ncount = "errors"\nlimit = "1/1h"\n')
     talk.client_calls("x", 1)
-    talk.client(request("ping", "a" * in_flight.MAX_IN_FLIGHT_CHARS))
+    talk.client(request("ping", "a" * MAX_IN_FLIGHT_CHARS))
     assert talk.client(request("ping", 1)) == ["answered 1: -32600"], "the answer to the call may still come"
     talk.server({"id": 1, "result": {"isError": True}})
     assert talk.client_calls("x", 2) == ["answered 2: 429"]
 
 
-def test_cancelled_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk()
+def test_cancelled_requests_that_are_never_answered_take_bounded_memory(three: RequestsInFlight) -> None:
     for at in range(5):
-        talk.client(request("ping", at), cancel(at))
-    assert [talk.client(request("ping", at)) for at in (1, 2)] == [["forwarded 1"], ["answered 2: -32600"]]
+        three.add(str(at), InFlight(str(at), None, 0))
+        three.cancel(str(at), 0)
+    assert [at for at in range(5) if three.has_id(str(at))] == [2, 3, 4]
+
+
+def test_places_of_calls_that_are_never_answered_take_bounded_memory(three: RequestsInFlight) -> None:
+    plan = Plan((Limit(100, 0, 0, counts="concurrent"),), (Reported("tool", "tool=*", 100, None),), (Counter(1, "", 0),))
+    for at in range(20):
+        three.add(str(at), InFlight(str(at), at, 0, plan=plan))
+    assert [one.row_id for one in three.endings] == [*range(14)], "three are in flight, and three were forgotten"
+    three.end_all("no_answer", 0)
+    assert sorted(one.row_id for one in three.endings) == [*range(20)]
 
 
 def test_a_call_without_a_row_can_be_answered_and_retried() -> None:

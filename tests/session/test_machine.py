@@ -7,9 +7,10 @@ import pytest
 from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
-from mcpguard.session import decision_requests, machine
+from mcpguard.session import decision_requests
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
+from mcpguard.session.machine import MAX_OUTCOMES, MAX_PORTION, MAX_PORTION_BYTES
 from mcpguard.wire import frames
 from mcpguard.wire.arguments import args_hash
 from mcpguard.wire.frames import Refusal
@@ -63,17 +64,15 @@ def test_no_message_of_a_read_is_forwarded_before_all_are_decided() -> None:
     assert [one.request_id for one in talk.machine.judge(messages, 0)] == ["2"]
 
 
-def test_requests_are_decided_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    length = len(call_line("x", 1))
-    monkeypatch.setattr(machine, "MAX_PORTION", 3)
-    monkeypatch.setattr(machine, "MAX_PORTION_BYTES", 5 * length)
-    talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
-    came_out = talk.client_calls("x", *range(1, 8))
-    assert came_out == [*(f"forwarded {at}" for at in range(1, 6)), "answered 6: 429", "answered 7: 429"]
-    assert talk.together == [3, 3, 1]
-    long = [call_line("y", at, more="x" * 2 * length) for at in (11, 12, 13)]
-    talk.client(*long, call_line("y", 14))
-    assert talk.together[3:] == [1, 1, 2]
+def test_requests_are_decided_in_portions() -> None:
+    talk = Talk(f'[[rule]]\ntool = "*"\nlimit = "{MAX_PORTION + 2}/1m"\n')
+    came_out = talk.client_calls("x", *range(MAX_PORTION + 4))
+    assert came_out[MAX_PORTION:-2] == [f"forwarded {MAX_PORTION}", f"forwarded {MAX_PORTION + 1}"]
+    assert came_out[-2:] == [f"answered {MAX_PORTION + 2}: 429", f"answered {MAX_PORTION + 3}: 429"]
+    assert talk.together == [MAX_PORTION, 4]
+    long = [call_line("y", f"long {at}", more="x" * (MAX_PORTION_BYTES * 2 // 3)) for at in range(3)]
+    talk.client(*long, call_line("y", "short"))
+    assert talk.together[2:] == [1, 1, 2]
 
 
 def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
@@ -243,20 +242,20 @@ def test_if_the_store_fails_calls_are_denied_and_everything_else_passes() -> Non
     assert talk.client_calls("x", 3) == ["forwarded 3"]
 
 
-def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "MAX_PORTION", 2)
+def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied() -> None:
     talk = Talk()
     talk.fails_after = 1
-    assert talk.client_calls("x", 0, 1, 2, 3) == ["forwarded 0", "forwarded 1", "answered 2: 503", "answered 3: 503"]
+    came_out = talk.client_calls("x", *range(2 * MAX_PORTION + 1))
+    assert came_out[:MAX_PORTION] == [f"forwarded {at}" for at in range(MAX_PORTION)]
+    assert came_out[MAX_PORTION:] == [f"answered {at}: 503" for at in range(MAX_PORTION, 2 * MAX_PORTION + 1)]
 
 
-def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "MAX_OUTCOMES", 2)
-    talk = Talk()
-    talk.client_calls("x", 0, 1, 2, 3, 4)
-    talk.server(*[{"id": at, "result": {}} for at in range(5)])
-    assert talk.outcomes == [Outcome(at, "ok", 0) for at in range(1, 6)]
-    assert talk.recorded == [2, 2, 1]
+def test_many_outcomes_are_recorded_in_portions() -> None:
+    talk, calls = Talk(), range(2 * MAX_OUTCOMES + 1)
+    talk.client_calls("x", *calls)
+    talk.server(*[{"id": at, "result": {}} for at in calls])
+    assert talk.outcomes == [Outcome(at + 1, "ok", 0) for at in calls]
+    assert talk.recorded == [MAX_OUTCOMES, MAX_OUTCOMES, 1]
 
 
 def test_rows_that_sum_up_denials_are_recorded_and_logged_and_at_the_end_none_is_left() -> None:

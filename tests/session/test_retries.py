@@ -1,10 +1,12 @@
 """Free retries of a multi-round-trip request, as conversations."""
 
+import pickle
 from typing import Any
 
 import pytest
 
-from mcpguard.session import retries
+from mcpguard.session.retries import FreeRetries
+from mcpguard.wire.answers import RetryInput
 from tests.build import Talk, call_line, identity, request
 
 ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
@@ -124,25 +126,19 @@ def test_free_retries_are_bounded_and_the_oldest_is_forgotten() -> None:
     for at in range(1100):
         talk.client_calls("x", at)
         talk.ask_for_input(at, f"s{at}")
-    assert len(talk.machine._retries._waiting) == 1024
-    came_out = talk.client(call_line("x", 2000, requestState="s0"), call_line("x", 2001, requestState="s1099"))
+    came_out = talk.client(call_line("x", 2000, requestState="s75"), call_line("x", 2001, requestState="s76"))
     assert came_out == ["forwarded 2001", "answered 2000: 429"]
 
 
-def test_a_second_free_retry_for_equal_input_does_not_replace_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "_MAX_WAITING", 2)
-    talk = Talk()
-    for request_id, state in enumerate(["a", "b", "b"]):
-        talk.client_calls("x", request_id)
-        talk.ask_for_input(request_id, state)
-    talk.client(call_line("x", 3, requestState="a"))
-    assert decisions(talk)[-1] == "continued"
+def test_a_second_free_retry_for_equal_input_does_not_replace_another_one() -> None:
+    retries = FreeRetries()
+    for at in (*range(1024), 1023):
+        retries.grant("alice", "x", RetryInput(f"s{at}", frozenset()), 1)
+    assert retries.redeem("alice", "x", {"requestState": "s0"})
 
 
 def test_free_retries_with_long_states_and_names_take_little_memory() -> None:
-    talk = Talk()
-    talk.client(call_line("x" * 100_000, 1))
-    talk.ask_for_input(1, "s" * 100_000)
-    assert len(repr(talk.machine._retries._waiting)) < 1000
-    talk.client(call_line("x" * 100_000, 2, requestState="s" * 100_000))
-    assert decisions(talk)[-1] == "continued"
+    retries, tool, state = FreeRetries(), "x" * 100_000, "s" * 100_000
+    retries.grant("alice", tool, RetryInput(state, frozenset()), 1)
+    assert len(pickle.dumps(retries)) < 1000
+    assert retries.redeem("alice", tool, {"requestState": state})

@@ -121,6 +121,7 @@ def test_other_lines_among_them_are_read_as_ever(other: bytes | Refusal) -> None
 
 
 def test_what_was_not_accepted_with_an_id_has_no_form() -> None:
-    assert Form.of(" {}", {}, frames._scan) is None
-    assert Form.of('{"a":1}', {}, frames._scan) is None
-    assert Form.of("{}", {}, frames._scan) is None
+    scan = json.JSONDecoder().raw_decode
+    assert Form.of(" {}", {}, scan) is None
+    assert Form.of('{"a":1}', {}, scan) is None
+    assert Form.of("{}", {}, scan) is None
