@@ -1,9 +1,10 @@
 """Reads outage logs into a store that can be used again: this wrapper's own, and those of wrappers that have ended.
 
 Theory of operation. A log is read in batches, and always from its start. Nothing is added to it meanwhile, so it has the same
-batches for whoever reads it. The charges of a batch have an id, and the store counts each id once. A log tells whether a store
-may have some of its rows: then they are looked for among the rows after those that the store had before. So reading a log may
-be interrupted at any moment, and done again by anybody.
+batches for whoever reads it. The charges of a batch have an id, which names its part of the log, and the store counts each id
+once. A later version that reads other batches counts some charges twice, but leaves none out. A log tells whether a store may
+have some of its rows: then they are looked for among the rows after those that the store had before. So reading a log may be
+interrupted at any moment, and done again by anybody.
 """
 
 import contextlib
@@ -139,7 +140,9 @@ def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, cl
                     found[record["seq"], record["time_us"]] = row_id
     labelled: dict[int, Counter] = {}
     is_same = log.key == key_id(key)
-    for number, text in enumerate(_batches(log)):
+    end = 0
+    for text in _batches(log):
+        begin, end = end, end + len(text)
         if store.args_key != key:  # its server came back without its data
             raise StoreUnavailable("another store has taken its place")
         now_us = clock()
@@ -147,7 +150,7 @@ def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, cl
         alive = [(labelled[at], sliding.live(one, labelled[at].window_us, now_us)) for at, one in logs.items()]
         if charged := [(counter, sliding.shift(one, -now_us)) for counter, one in alive if one]:
             with using():
-                store.adopt(charged, f"{log.id}-{number}")
+                store.adopt(charged, f"{log.id}-{begin}-{end}")
         ids = {at: found.get((row.seq, row.time_us)) for at, row in rows.items()}
         if new := {at: row for at, row in rows.items() if ids.get(at) is None}:
             with using():
