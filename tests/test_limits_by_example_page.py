@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
-from tests.build import Talk, call_line
+from tests.build import Talk, call_line, identity
 from tests.cli.command import mcpguard
 from tests.pages import DOCS
 
@@ -32,7 +30,7 @@ def talks(home: Path, command: str, *callers: tuple[str, str]) -> list[Talk]:
     """Conversations of users and agents that share a store, under the policy that a command makes from nothing."""
     mcpguard(home, *shlex.split(command))
     policy = (home / "policy.toml").read_text("utf-8")
-    found = [Talk(policy, who=Identity(user, "config", "crm", Agent(*agent.split("::")))) for user, agent in callers]
+    found = [Talk(policy, who=identity(user, agent)) for user, agent in callers]
     for one in found:
         one.store, one.time = found[0].store, found[0].time
     return found

@@ -21,8 +21,6 @@ from mcpguard.cli import commands
 from mcpguard.config_schema import config_schema
 from mcpguard.errors import ExitStatus
 from mcpguard.identity.account import folders
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
 from mcpguard.identity.client_agents import HOOKS
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
@@ -252,8 +250,7 @@ def test_the_table_of_overrides_is_right(row: tuple[str, str]) -> None:
 
 def test_the_shown_denial_is_what_a_client_receives() -> None:
     shown = next(json.loads(block) for block in blocks("json", DOCS["policy.md"]) if '"error"' in block)
-    who = Identity("alice@acme.com", "config", "crm", Agent(client="Claude Code"))
-    talk = Talk(rule("100/1h", user="*", tool="search_customers"), session="45732ae6c06cfb07", who=who)
+    talk = Talk(rule("100/1h", user="*", tool="search_customers"), session="45732ae6c06cfb07")
     for request_id in range(107, 6, -1):
         talk.client(call_line("search_customers", request_id))
         talk.time.now_us = START_US + 3600_000_000 - 846_213_000

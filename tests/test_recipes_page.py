@@ -2,9 +2,7 @@
 
 import re
 
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
-from tests.build import Talk, call_line
+from tests.build import Talk, call_line, identity
 from tests.pages import DOCS, block, chapter
 
 PAGE = DOCS["recipes.md"]
@@ -15,11 +13,9 @@ def quoted(title: str) -> str:
     return str(found)
 
 
-def talk(title: str, *, server: str = "crm", agent: str = "Claude Code::interactive::default") -> Talk:
+def talk(title: str, **who: str) -> Talk:
     """A conversation of Alice under the policy of a recipe."""
-    return Talk(
-        block("toml", chapter(PAGE, title)), who=Identity("alice@acme.com", "config", server, Agent.parse(agent) or Agent())
-    )
+    return Talk(block("toml", chapter(PAGE, title)), who=identity(**who))  # type: ignore[arg-type]
 
 
 def message(one: Talk) -> str:

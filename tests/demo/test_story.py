@@ -23,10 +23,13 @@ from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
 from tests.build import raising
 from tests.cli.command import trapped
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment, made
+from tests.windows import processes
 
 
-def test_it_ends_well_with_what_to_do_next_and_leaves_nothing_behind(run: Run) -> None:
+def test_it_ends_well_in_plain_text_of_eighty_columns_with_what_to_do_next_and_leaves_nothing_behind(run: Run) -> None:
     assert (run.status, run.err, run.left_behind) == (0, "", [])
+    assert "\x1b" not in run.out
+    assert [line for line in run.out.splitlines() if len(line) > 80] == []
     assert run.out.splitlines()[-1].strip() == "mcpguard install"
 
 
@@ -65,11 +68,6 @@ def test_it_shows_the_last_denials_in_the_audit_log(run: Run) -> None:
     assert "rate_limited" in rows
 
 
-def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
-    assert "\x1b" not in run.out
-    assert [line for line in run.out.splitlines() if len(line) > 80] == []
-
-
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The place for temporary files of a demo in this process."""
@@ -103,12 +101,14 @@ def started(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
 def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: signal.Signals) -> None:
     with started(tmp_path) as (process, lines):
         assert any("caught in a loop" in line for line in lines)
-        assert len(processes_with(tmp_path)) == 1 + 2 * 3  # the demo; a guard and a server for each of three people
+        assert (
+            len(processes.with_variable("TMPDIR", tmp_path)) == 1 + 2 * 3
+        )  # the demo; a guard and a server for each of three people
         process.send_signal(number)
         process.send_signal(number)
         assert "What happened" not in lines.read()
     assert process.returncode == 128 + number
-    assert processes_with(tmp_path) == []
+    assert processes.with_variable("TMPDIR", tmp_path) == []
 
 
 @pytest.mark.posix
@@ -209,16 +209,6 @@ def test_the_accounts_own_settings_do_not_reach_the_demo(tmp_path: Path, monkeyp
     monkeypatch.setenv("MCPGUARD_STORE", "redis://elsewhere/0")
     found = Stage(tmp_path).environment()
     assert {name: value for name, value in found.items() if name.startswith("MCPGUARD_")} == {"MCPGUARD_HOME": str(tmp_path)}
-
-
-def processes_with(folder: Path) -> list[int]:
-    """The processes that have this folder as their place for temporary files."""
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another account's
-            if f"TMPDIR={folder}".encode() in environ.read_bytes().split(b"\0"):
-                found.append(int(environ.parent.name))
-    return found
 
 
 def test_the_reason_why_a_command_failed_is_its_error_and_not_the_hint_below_it() -> None:
