@@ -86,15 +86,6 @@ def test_no_part_of_a_token_is_in_the_audit_on_stderr_on_disk_or_in_an_answer(
     assert b"mallory" not in everything
 
 
-def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: Path, keys: KeyServer) -> None:
-    settings(tmp_path, keys.url)
-    with (tmp_path / "config.toml").open("a") as file:
-        file.write('[store]\non_unavailable = "allow"\n')
-    (tmp_path / "mcpguard.db").mkdir()
-    with serving(tmp_path, tuned=PATIENT, options=["--observe"]) as host:
-        denied(host.call(1, "search"))
-
-
 def test_with_keys_in_a_file_the_first_line_names_the_user_and_no_http_client_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_bytes(provider.key_set(provider.jwk()))
     write_token(settings(tmp_path, "keys.json"), token())

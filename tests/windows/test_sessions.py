@@ -30,15 +30,6 @@ def test_the_exit_status_is_the_servers(home: Path, code: int) -> None:
         assert host.wait() == code
 
 
-def test_the_open_call_of_a_killed_server_is_answered_with_an_error(home: Path) -> None:
-    with Host(home, *script("obedient")) as host:
-        host.send(call(1, "hang"))
-        host.notification("notifications/hanging")
-        processes.kill([pid for pid, program in processes.below(host.process.pid) if "python" in program.lower()])
-        assert "error" in host.answer(1)
-        assert host.wait() == (9 if sys.platform == "win32" else -9)
-
-
 @only_on_windows
 def test_nothing_outlives_the_killed_launcher_that_pip_installs(home: Path) -> None:
     python = Path(sys.executable)
