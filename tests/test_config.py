@@ -114,12 +114,8 @@ NO_HOME = "the home or working folder for ~nosuchuser/x does not exist"
 @pytest.mark.parametrize(
     ("name", "value", "told", "hint"),
     [
-        (
-            "MCPGUARD_NAMESPACE",
-            "team\udcff",
-            r"'team\udcff' is not UTF-8",
-            "write MCPGUARD_NAMESPACE=team",
-        ),  # so Python decodes
+        # So Python decodes a byte that is not UTF-8
+        ("MCPGUARD_NAMESPACE", "team\udcff", r"'team\udcff' is not UTF-8", "write MCPGUARD_NAMESPACE=team"),
         ("MCPGUARD_DENIALS", "both", "'both' is none of auto, error, result", "use one of: auto error result"),
         ("MCPGUARD_QUIET", "very", "'very' is neither 1 nor 0", "write MCPGUARD_QUIET=1"),
         ("MCPGUARD_OBSERVE", "very", "'very' is neither 1 nor 0", "write MCPGUARD_OBSERVE=1"),
@@ -483,7 +479,7 @@ def test_it_warns_of_a_password_on_the_command_line_without_repeating_it(tmp_pat
         *((url, True) for url in ("redis+cluster://a:x@one:1,two:2", "unix://a:x@/run/redis.sock")),
         *((url, False) for url in ("redis://host:6379/0", "redis://a@host:6379/0", "redis://a:@host", "no URL")),
         *(
-            (f"{url}", False)
+            (url, False)
             for url in ("redis+cluster://one:1,two:2", "redis://host/0?password_file=/a:b@c", "sqlite:////a:b@c.db")
         ),
     ],
