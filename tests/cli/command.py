@@ -228,9 +228,9 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
         return terminal.end(), terminal.data.decode().replace("\r\n", "\n")
 
 
-def calls(home: Path, tool: str, times: int, *options: str) -> None:
-    """Call a tool a number of times through a wrapper that ends afterwards."""
-    with Host(home, *OBEDIENT, options=options or ALICE) as host:
+def calls(home: Path, tool: str, times: int, *options: str, rules: str = "") -> None:
+    """Call a tool a number of times through a wrapper that ends afterwards, under these rules or those in the file."""
+    with Host(home, *OBEDIENT, options=options or ALICE, rules=rules) as host:
         for number in range(times):
             host.call(number, tool)
         host.end()

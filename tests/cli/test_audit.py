@@ -203,8 +203,7 @@ def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set
     ("change", "argv"), [("UPDATE counter SET label = '{'", "usage"), ("UPDATE counter SET log = x'01'", "reset --yes")]
 )
 def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_path: Path, change: str, argv: str) -> None:
-    policy(tmp_path, rule("5/1h", tool="echo"))
-    calls(tmp_path, "echo", 1)
+    calls(tmp_path, "echo", 1, rules=rule("5/1h", tool="echo"))
     with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
         db.execute(change)
     message, hint = complaint(tmp_path, *argv.split(), status=69).splitlines()
@@ -333,8 +332,7 @@ def test_following_shows_no_rows_of_the_policy_at_the_start(tmp_path: Path) -> N
 
 
 def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="echo"))
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+    with Host(tmp_path, *OBEDIENT, options=ALICE, rules=rule("1/1h", tool="echo")) as alice:
         for number, tool in enumerate(["echo"] * 4 + ["plain"]):
             alice.call(number, tool)
         alice.end()  # a row for many denials is written up to a second after the last of them

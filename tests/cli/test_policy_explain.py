@@ -26,8 +26,7 @@ WHO = ("--user", "alice@acme.com", "--agent", "Claude Code::interactive::default
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two calls, made once."""
     home = tmp_path_factory.mktemp("used")
-    policy(home, RULES)
-    calls(home, "echo", 2)
+    calls(home, "echo", 2, rules=RULES)
     return home
 
 
@@ -177,8 +176,7 @@ def test_a_call_without_room_in_another_limit_is_refused_whatever_the_arguments_
 
 
 def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
-    policy(tmp_path, rule("5/10m", tool="echo", per=["arguments"]))
-    calls(tmp_path, "plain", 1)
+    calls(tmp_path, "plain", 1, rules=rule("5/10m", tool="echo", per=["arguments"]))
     argv = ("policy", "explain", *ON_CRM)
     out = output(tmp_path, *argv)
     assert "5/10m: what is left depends on the arguments; give them with --arguments (tool=echo" in unfolded(out)

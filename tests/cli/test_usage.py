@@ -27,8 +27,7 @@ RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("2
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Alice calls a tool five times, over a limit of three; Bob calls another three times."""
     home = tmp_path_factory.mktemp("home")
-    policy(home, RULES)
-    calls(home, "echo", 5)
+    calls(home, "echo", 5, rules=RULES)
     calls(home, "plain", 3, *BOB)
     return home
 
@@ -293,8 +292,7 @@ def test_the_screen_has_colours_unless_no_color_is_set(home: Path, no_color: str
 
 
 def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_path: Path) -> None:
-    policy(tmp_path, rule("2/1h", user="*"))
-    calls(tmp_path, "echo", 1)
+    calls(tmp_path, "echo", 1, rules=rule("2/1h", user="*"))
     with watching(tmp_path) as shown:
         shown.wait_for(b"user=alice@acme.com")
         shown.wait_for(b"none\x20")
@@ -308,8 +306,7 @@ def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_pa
 
 
 def test_the_screen_goes_on_with_the_policy_that_it_took_up_in_a_store_that_replaces_its_own(tmp_path: Path) -> None:
-    policy(tmp_path, rule("5/1h", user="*"))
-    calls(tmp_path, "echo", 1)
+    calls(tmp_path, "echo", 1, rules=rule("5/1h", user="*"))
     with watching(tmp_path) as shown:
         shown.wait_for(b" 5/1h .*user=alice")
         policy(tmp_path, rule("7/1h", user="*"))

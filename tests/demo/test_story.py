@@ -33,14 +33,9 @@ def test_it_ends_well_in_plain_text_of_eighty_columns_with_what_to_do_next_and_l
     assert run.out.splitlines()[-1].strip() == "mcpguard install"
 
 
-def test_each_limit_holds_and_bob_is_never_denied(run: Run) -> None:
+def test_the_users_limit_holds_and_bob_is_never_denied(run: Run) -> None:
     assert "Of Alice's 3,000 searches, 100 reached the server and 2,900 were denied." in run.out
     assert "Bob's 10 searches during the loop: 10 answered, 0 denied" in run.out
-    assert run.row("alice", "search_customers") == ["3,000", "100", "2,900", "-", "-"]
-    assert run.row("bob", "search_customers") == ["10", "10", "-", "-", "-"]
-    assert run.row("bob", "generate_report") == ["2", "2", "-", "-", "-"]
-    assert run.row("alice", "generate_report") == ["4", "3", "-", "1", "-"]
-    assert run.row("carol", "search_customers") == ["30", "20", "-", "-", "10"]
 
 
 def test_it_shows_the_policy_that_is_in_force(run: Run) -> None:

@@ -46,8 +46,7 @@ def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(t
 
 
 def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="search"))
-    with serving(tmp_path) as host:
+    with serving(tmp_path, rules=rule("1/1h", tool="search")) as host:
         assert "result" in host.call(1, "search")
         assert "error" in host.call(2, "search")
         for n in range(2, 12):  # the history is kept

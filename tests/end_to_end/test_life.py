@@ -222,8 +222,7 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path:
 
 
 def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_path: Path) -> None:
-    policy(tmp_path, rule("3/1h", tool="search"))
-    with Host(tmp_path, *launched("obedient")) as host:
+    with Host(tmp_path, *launched("obedient"), rules=rule("3/1h", tool="search")) as host:
         for number in range(3):
             assert "result" in host.call(number, "search")
         assert host.call(3, "search")["error"]["code"] == 429
@@ -440,8 +439,8 @@ def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
 
 
 def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
-    policy(tmp_path, rule("100/1h", tool="*"))
-    with serving(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+    rules, env = rule("100/1h", tool="*"), {"PYTHONPROFILEIMPORTTIME": "1"}
+    with serving(tmp_path, *CAT, rules=rules, options=("--server", "crm"), env=env) as host:
         until(lambda: "mcpguard.documents.toml" in host.err and bool(host.notes()), "everything is in place", 0.1)
         imported = host.err
         host.send(call(1, "search"))

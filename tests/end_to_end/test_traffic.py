@@ -47,8 +47,7 @@ def test_a_line_that_is_too_long_is_refused_and_the_next_one_passes(tmp_path: Pa
 
 
 def test_thousands_of_admitted_calls_written_before_the_first_answer_is_read_are_all_answered_in_order(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1000000/1h", user="*", tool="search"))
-    with serving(tmp_path) as host:
+    with serving(tmp_path, rules=rule("1000000/1h", user="*", tool="search")) as host:
         host.send(lines([call(number, "search", {"text": "x" * 100}) for number in range(5_000)]))
         assert [host.message()["id"] for _ in range(5_000)] == list(range(5_000))
 
@@ -119,8 +118,7 @@ def test_observing_is_said_in_the_first_line_denies_nothing_and_reports_what_it_
 
 
 def test_a_quiet_guard_says_nothing_of_what_goes_as_it_should_and_of_denials(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="closed"))
-    with serving(tmp_path, options=["--quiet"]) as host:
+    with serving(tmp_path, rules=rule("deny", tool="closed"), options=["--quiet"]) as host:
         assert host.call(1, "closed")["error"]["code"] == 403
         policy(tmp_path, rule("deny", tool="other"))
         assert "result" in host.call(2, "closed")
