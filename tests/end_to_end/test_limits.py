@@ -1,8 +1,5 @@
-import contextlib
 import json
 import random
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.sqlite import log_lines
-from mcpguard.stores.sqlite.call_log import CallLog, log_path
-from mcpguard.stores.sqlite.log_records import START
 from tests.cli.command import mcpguard
 from tests.redis_servers import running
 
@@ -24,13 +18,6 @@ SEARCHES = rule("100/1h", user="*", tool="search_customers")
 def reached(log: Path) -> list[list[str | int]]:
     """Id and tool of each call that a server has had."""
     return [json.loads(line) for line in log.read_text().splitlines()]
-
-
-def charged_us(home: Path, tool: str) -> list[int]:
-    """When the calls to a tool were charged, in the store's time, in order."""
-    with contextlib.closing(CallLog(log_path(home / "mcpguard.db"), writable=False)) as log:
-        rows = [line.split("\t") for text, _ in log.records(START) for line in text.split("\n") if line[0] == log_lines.ROW]
-    return [int(row[-2]) for row in rows if row[-2] and f'"tool":"{tool}"' in row[4]]
 
 
 def call_them_all(host: Host, requests: list[Message]) -> list[Message]:
@@ -91,43 +78,32 @@ def test_wrappers_that_share_a_store_admit_no_more_than_one_would(tmp_path: Path
 
 
 def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_lose_no_row(tmp_path: Path) -> None:
-    policy(tmp_path, rule("40/2s", user="*", tool="short") + rule("150/1h", user="*", tool="long"))
+    policy(tmp_path, rule("1000/1h", user="*"))
     log = tmp_path / "calls"
-    started = threading.Barrier(8)
-    began = time.monotonic()
+    command, options = script("obedient", log), ["--user", "alice"]
 
     def survivor(name: int) -> None:
-        with serving(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
-            started.wait(60)
-            number = 0
-            while time.monotonic() - began < 3 or number < 100:
-                host.call(f"{name}-{number}", "short" if number % 2 else "long")
-                number += 1
+        with serving(tmp_path, *command, options=options) as host:
+            for number in range(300):
+                host.call(f"{name}-{number}", "search")
 
     def victim(name: int) -> None:
         dice = random.Random(name)  # noqa: S311 - a seed, not a secret
         for life in range(4):
-            with Host(tmp_path, *script("obedient", log), options=["--user", "alice"]) as host:
-                if life == 0:
-                    started.wait(60)
+            with Host(tmp_path, *command, options=options) as host:
                 for number in range(dice.randrange(100)):
-                    host.call(f"{name}-{life}-{number}", "short" if number % 2 else "long")
-                host.send(*(call(f"{name}-{life}-last-{number}", "short") for number in range(20)))
+                    host.call(f"{name}-{life}-{number}", "search")
+                host.send(*(call(f"{name}-{life}-last-{number}", "search") for number in range(20)))
                 host.kill()
                 assert host.nobody_is_left()
 
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(victim if name % 2 else survivor, name) for name in range(8)]:
             done.result()
-
-    took_s = time.monotonic() - began
     said = all_said(tmp_path)
     assert "unavailable" not in said, said
-    rows = [row for row in audit(tmp_path) if row["decision"] == "allowed"]
-    calls = reached(log)
-    assert {request_id for request_id, _ in calls} <= {row["request_id"] for row in rows}, said
-    assert len(calls) == len({request_id for request_id, _ in calls})
-    assert sum(row["tool"] == "long" for row in rows) == 150, said
-    short = charged_us(tmp_path, "short")
-    assert 40 <= len(short) <= 40 * (took_s // 2 + 1), said
-    assert all(after - before >= 2_000_000 for before, after in zip(short, short[40:], strict=False)), said
+    rows = [row["request_id"] for row in audit(tmp_path) if row["decision"] == "allowed"]
+    calls = [request_id for request_id, _ in reached(log)]
+    assert len(rows) == 1000, said
+    assert len(calls) == len({*calls})
+    assert {*calls} <= {*rows}, said
