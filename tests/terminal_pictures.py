@@ -33,12 +33,7 @@ def on_a_terminal(*argv: str, env: dict[str, str], tuned: Mapping[str, object] |
 
 
 def shown(*, rows: int = 12, loop_calls: int = story.LOOP_CALLS) -> dict[str, Text]:
-    """The text of each picture, by the picture's name.
-
-    Args:
-        rows: How many rows of the audit log are shown.
-        loop_calls: How many calls the demo's loop has.
-    """
+    """The text of each picture by its name, with so many rows of the audit log and calls in the demo's loop."""
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder), TERM="xterm-256color", TMPDIR=folder)
         demo = on_a_terminal("demo", "--keep", env=env, tuned={"mcpguard.demo.story.LOOP_CALLS": loop_calls})

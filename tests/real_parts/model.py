@@ -32,16 +32,11 @@ SEARCHES: Script = {MAIN_PROMPT: (_SEARCH, _SPAWN, _WAIT, _TASK), SUBAGENT_PROMP
 
 
 class Model:
-    """What the agents of a test talk to.
-
-    Attributes:
-        root: The address of its server.
-        said: All that the agents have sent to it.
-    """
+    """What the agents of a test talk to."""
 
     def __init__(self, root: str, script: Script) -> None:
         self.root, self.url = root, f"{root}/v1"
-        self.said = ""
+        self.said = ""  # all that the agents have sent
         self._script = script
         self._numbers = itertools.count()
 
