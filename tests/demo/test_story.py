@@ -119,12 +119,6 @@ def test_ctrl_c_during_imports_ends_it_quietly_unless_its_parent_had_it_ignored(
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
-    done = made(SHORT_DEMO, tmp_path, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert r" \xd7" in done.stdout
-
-
 @pytest.mark.posix
 def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
     done = made(["/bin/sh", "-c", 'exec "$@" >&-', "sh", *SHORT_DEMO], tmp_path)

@@ -35,8 +35,8 @@ args = [
 def test_an_installed_server_is_limited_and_uninstall_gives_every_byte_back(tmp_path: Path, name: str, content: str) -> None:
     account = Account(tmp_path)
     file = account.write(f"home/{name}", content)
-    done = account.run("install", "--yes", MCPGUARD_USER="alice")
-    assert done.returncode == 0, done.stderr
+    before = account.files()
+    account.install(MCPGUARD_USER="alice")
     policy(account.state, rule("1/1h", user="alice", tool="search_customers"))
     installed = file.read_text(encoding="utf-8")
     entry: Mapping[str, Any] = (
@@ -54,5 +54,4 @@ def test_an_installed_server_is_limited_and_uninstall_gives_every_byte_back(tmp_
     assert anyio.run(use) == ("customers in oslo", True)
     calls = [(row["server"], row["user"], row["decision"]) for row in audit(account.state)]
     assert calls == [("crm", "alice", "allowed"), ("crm", "alice", "rate_limited")]
-    assert account.run("uninstall", "--yes").returncode == 0
-    assert file.read_bytes() == content.encode()
+    account.undo(before)
