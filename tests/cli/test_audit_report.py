@@ -34,11 +34,9 @@ def calls(page: str) -> int:
     return int(found[1].replace("\u202f", ""))
 
 
-def test_the_report_of_the_last_week_replaces_a_file_and_its_totals_are_printed(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "r.html").write_text("old", "utf-8")
+def test_the_report_of_the_last_week_is_written_and_its_totals_are_printed(home: Path, tmp_path: Path) -> None:
     said = output(home, "audit", "report", "-o", str(tmp_path / "r.html"))
     page = (tmp_path / "r.html").read_text("utf-8")
-    assert page.startswith("<!doctype html>")
     assert re.fullmatch(rf"wrote \S+r\.html: {calls(page)} calls, \d+ denied\n", said)
     assert "Limits never reached" in page
 
@@ -67,6 +65,15 @@ def test_only_the_period_is_in_the_report(home: Path) -> None:
     all_days, since, until = (calls(report(home, *period)) for period in ((), ("--since", "2d"), ("--until", "2d")))
     assert all_days > since > 0
     assert since + until == all_days
+
+
+@pytest.mark.posix
+def test_a_file_that_exists_is_replaced_whole(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.html").write_text("old", "utf-8")
+    with (tmp_path / "r.html").open() as old:
+        output(home, "audit", "report", "-o", str(tmp_path / "r.html"))
+        assert old.read() == "old"  # a reader of the old file keeps it
+    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("period", [("--since", "999999d"), ("--until", "9999-12-31T23:59:59-09:00")])
