@@ -136,9 +136,9 @@ def test_zsh_loads_the_script_though_nothing_has_started_its_completion(tmp_path
     assert (done.stdout, done.stderr) == ("_mcpguard_completion\n", "")
 
 
-def offered(home: Path, line: str, breaks: str = "") -> list[str]:
+def offered(home: Path, line: str, **env: str) -> list[str]:
     """The words that bash is offered for a line, without what it quotes."""
-    out = output(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)
+    out = output(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS="", **env)
     return out.splitlines()[1::3]
 
 
