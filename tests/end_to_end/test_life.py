@@ -26,7 +26,6 @@ from .host import (
     call,
     environment,
     lines,
-    policy,
     program,
     request,
     rule,
@@ -173,18 +172,6 @@ def test_a_client_that_does_not_read_does_not_keep_the_guard_from_ending(tmp_pat
         assert host.nobody_is_left()
 
 
-@posix
-def test_a_client_that_ends_its_input_and_reads_on_ends_a_server_that_heeds_nothing_with_a_signal(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("stubborn"), tuned=NO_GRACE) as host:
-        host.notification("notifications/ready")
-        host.stdin.close()
-        with pytest.raises(subprocess.TimeoutExpired):
-            host.process.wait(1.0)
-        host.kill(signal.SIGTERM)
-        assert host.ended() == (b"", KILLED_STATUS)
-        assert host.nobody_is_left()
-
-
 HELPER = """
 import os, subprocess, sys
 sleeps = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
@@ -270,10 +257,9 @@ def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anyth
 @hears_late
 def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
     soon = {WAITS: NO_GRACE[WAITS]._replace(pause_s=0.1, drain_s=0.1)}
-    policy(tmp_path, rule("deny", tool="closed"))
     writes = "import os, sys; sys.stdin.read(); sys.stdout.write('x' * 150_000 + chr(10))"
     calls = [call(number, "closed", {}) for number in range(1000)]
-    with Host(tmp_path, *PYTHON, writes, tuned=soon) as host:
+    with Host(tmp_path, *PYTHON, writes, rules=rule("deny", tool="closed"), tuned=soon) as host:
         with host.sending(lines([*calls, request("last", "ping")])):
             pass
         host.stdin.close()
@@ -307,9 +293,8 @@ def test_a_session_leaves_no_ended_process_to_be_collected(tmp_path: Path) -> No
 
 
 def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: Path) -> None:
-    policy(tmp_path, rule("9000/1d", tool="*"))
     dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
-    with Host(tmp_path, *PYTHON, dies) as host:
+    with Host(tmp_path, *PYTHON, dies, rules=rule("9000/1d", tool="*")) as host:
         with host.sending(lines([call(number, "t") for number in range(6000)]), in_vain=True):
             answers = host.rest()
         assert host.wait() == 7
@@ -325,9 +310,9 @@ def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(
     dies = "import os, sys; sys.stdin.read(1); sys.stdin.buffer.peek(); os._exit(3)"
     for turn in range(3):
         home = tmp_path / str(turn)
-        policy(home, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
+        rules = rule("1/1h", tool="small") + rule("1000/1h", tool="big")
         calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
-        with Host(home, *PYTHON, dies) as host:
+        with Host(home, *PYTHON, dies, rules=rules) as host:
             host.send(lines([*calls, *(call(number, "small") for number in range(2, 52))]))
             answered = {json.loads(line)["id"] for line in host.rest().splitlines()}
             assert host.wait() == 3

@@ -82,10 +82,10 @@ def test_an_answer_of_a_hundred_mebibytes_passes_unchanged_in_little_memory(tmp_
 
 
 def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(tmp_path: Path) -> None:
-    policy(tmp_path, "".join(rule("1/1h", tool=f"tool-{number}") for number in range(100)))
+    rules = "".join(rule("1/1h", tool=f"tool-{number}") for number in range(100))
     read, write = os.pipe()
     fill(write)
-    with serving(tmp_path, stderr=write) as host:
+    with serving(tmp_path, rules=rules, stderr=write) as host:
         os.close(write)
         for number in range(100):
             assert "result" in host.call(number, f"tool-{number}")

@@ -53,10 +53,10 @@ class Model:
             reply(handler, 200, {"content-type": "application/json"}, b'{"object": "list", "data": [], "models": []}')
             return
         body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
-        endings = {"/responses": _response, "/completions": _completion}
-        events = next((made for end, made in endings.items() if handler.path.endswith(end)), _message)
-        text = "".join(events(self, body, next(self._numbers)))
-        reply(handler, 200, {"content-type": "text/event-stream"}, text.encode())
+        forms = {"/responses": _response, "/completions": _completion}
+        form = next((form for end, form in forms.items() if handler.path.endswith(end)), _message)
+        events = "".join(form(self, body, next(self._numbers)))
+        reply(handler, 200, {"content-type": "text/event-stream"}, events.encode())
 
 
 @contextmanager
