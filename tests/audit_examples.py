@@ -10,44 +10,21 @@ from mcpguard.identity.caller import Identity
 from mcpguard.session.audit import DECISIONS, Outcome
 from mcpguard.session.verdict import Verdict
 from tests.build import WALL_US, Talk, call_line
+from tests.end_to_end.host import rule
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "audit.md"
 HEADING: Final = "## An example of each decision\n"
-POLICY: Final = """
-[[rule]]
-user = "*"
-tool = "search_customers"
-limit = "2/1h"
-
-[[rule]]
-tool = "delete_user"
-limit = "deny"
-
-[[rule]]
-tool = "generate_report"
-limit = "1/1m"
-mode = "observe"
-"""
-BEYOND: Final = """
-[[rule]]
-user = "*"
-count = "cost"
-limit = "40/1m"
-wait = "1m"
-
-[[cost]]
-tool = "generate_report"
-cost = 20
-
-[[rule]]
-tool = "open_page"
-concurrent = 1
-
-[[rule]]
-tool = "sync_orders"
-count = "errors"
-limit = "1/1m"
-"""
+POLICY: Final = (
+    rule("2/1h", user="*", tool="search_customers")
+    + rule("deny", tool="delete_user")
+    + rule("1/1m", tool="generate_report", mode="observe")
+)
+BEYOND: Final = (
+    rule("40/1m", user="*", count="cost", wait="1m")
+    + '[[cost]]\ntool = "generate_report"\ncost = 20\n\n'
+    + rule(tool="open_page", concurrent=1)
+    + rule("1/1m", tool="sync_orders", count="errors")
+)
 SESSION: Final = "45732ae6c06cfb07"
 
 
@@ -108,9 +85,9 @@ def all_of(talk: Talk) -> list[dict[str, object]]:
 
 def section() -> str:
     """The section of the page with the examples."""
-    intro = "The rows are from a session with this policy:\n\n```toml{}```\n"
+    intro = "The rows are from a session with this policy:\n\n```toml\n{}\n```\n"
     more = "## Examples of other limits\n"
-    parts = [HEADING, intro.format(POLICY), *_shown(examples()), more, intro.format(BEYOND), *_shown(beyond())]
+    parts = [HEADING, intro.format(POLICY.strip()), *_shown(examples()), more, intro.format(BEYOND.strip()), *_shown(beyond())]
     return "\n".join(parts)
 
 

@@ -85,28 +85,16 @@ def write_token(file: Path, text: str) -> None:
 
 
 class KeyServer:
-    """Serves keys on this machine.
-
-    Attributes:
-        url: The URL of the keys.
-        server: The web server.
-        body: The body of the answer.
-        status: The HTTP status of the answer.
-        headers: Further headers of the answer.
-        behaviour: If set, it answers instead.
-        asked: The number of requests.
-        ended: Set when no more is answered.
-    """
+    """Serves keys on this machine."""
 
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.url = f"http://127.0.0.1:{server.server_port}/jwks.json"
         self.server = server
-        self.body = key_set(jwk())
-        self.status = 200
-        self.headers: dict[str, str] = {}
-        self.behaviour: Answer | None = None
-        self.asked = 0
-        self.ended = threading.Event()
+        self.body, self.status = key_set(jwk()), 200  # of each answer
+        self.headers: dict[str, str] = {}  # further ones of each answer
+        self.behaviour: Answer | None = None  # if set, it answers instead
+        self.asked = 0  # the number of requests
+        self.ended = threading.Event()  # set when no more is answered
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         self.asked += 1

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mcpguard.stores.redis.url import RedisUrl, parse
-from tests.build import TESTS
 from tests.missing import missing
+from tests.pages import DOCS, block
 
 ENOUGH_S = 60
 """Longer than a server takes to start or stop. A test that waits so long fails."""
@@ -40,14 +40,7 @@ def program(name: str) -> str:
 
 
 class Server:
-    """One server, on a port and on a socket.
-
-    Args:
-        folder: The folder for its socket and its data.
-        arguments: Further arguments of the program.
-        kind: The program.
-        tls: Whether the port accepts only TLS.
-    """
+    """One server, on a port, which with `tls` accepts only TLS, and on a socket in a folder."""
 
     def __init__(self, folder: Path, *arguments: str, kind: str = "redis-server", tls: bool = False) -> None:
         self._program = program(kind)
@@ -71,8 +64,7 @@ class Server:
 
     def user(self, namespace: str) -> RedisUrl:
         """The address with the user that the manual shows, for a namespace or a pattern of some. Gives it the rights there."""
-        (shown,) = (TESTS.parent / "docs/stores-and-fleets.md").read_text("utf-8").split("```acl\n")[1:]
-        set_user = shown.split("```")[0].replace("PASSWORD", PASSWORD).replace(":crm}", f":{namespace}}}")
+        set_user = block("acl", DOCS["stores-and-fleets.md"]).replace("PASSWORD", PASSWORD).replace(":crm}", f":{namespace}}}")
         assert self.command(*set_user.split()) == b"+OK\r\n"
         return parse(f"unix://mcpguard@{self._socket}", PASSWORD)
 

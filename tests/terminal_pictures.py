@@ -1,8 +1,7 @@
 """Draws the pictures in `docs/images` from real runs on a terminal: `python -m tests.terminal_pictures`."""
 
-import os
+import contextlib
 import re
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from html import unescape
@@ -15,46 +14,26 @@ from rich.console import Console
 from rich.text import Text
 
 from mcpguard.demo import story
+from tests.cli.command import Terminal
 from tests.end_to_end.host import environment, program
 
 IMAGES: Final = Path(__file__).parents[1] / "docs" / "images"
 COLUMNS: Final = 88
-TIMEOUT_S: Final = 250
 FORMAT: Final = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 """Rich's format, without fonts from another host."""
 
 
 def on_a_terminal(*argv: str, env: dict[str, str], tuned: Mapping[str, object] | None = None) -> str:
     """The output of a command on a terminal with colours, without the lines that it erased."""
-    import fcntl  # Windows has none of them
-    import pty
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
-    process = subprocess.Popen(program(*argv, tuned=tuned), env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    written = bytearray()
-    try:
-        while some := os.read(ours, 65536):
-            written += some
-    except OSError:  # Linux reports the end of a terminal as an error
-        pass
-    os.close(ours)
-    assert process.wait(timeout=TIMEOUT_S) == 0, written.decode()
-    text = re.sub(r"\x1b\[\?25[lh]", "", written.decode().replace("\r\n", "\n"))
+    with contextlib.closing(Terminal(program(*argv, tuned=tuned), env, columns=COLUMNS, lines=200)) as terminal:
+        assert terminal.end() == 0, terminal.data.decode()
+    text = re.sub(r"\x1b\[\?25[lh]", "", terminal.data.decode().replace("\r\n", "\n"))
     text = re.sub(r"[^\n]*\n\r?\x1b\[1A\x1b\[2K", "", text)
     return re.sub(r"[^\n]*\r\x1b\[2K", "", text)
 
 
 def shown(*, rows: int = 12, loop_calls: int = story.LOOP_CALLS) -> dict[str, Text]:
-    """The text of each picture, by the picture's name.
-
-    Args:
-        rows: How many rows of the audit log are shown.
-        loop_calls: How many calls the demo's loop has.
-    """
+    """The text of each picture by its name, with so many rows of the audit log and calls in the demo's loop."""
     with tempfile.TemporaryDirectory() as folder:
         env = environment(Path(folder), TERM="xterm-256color", TMPDIR=folder)
         demo = on_a_terminal("demo", "--keep", env=env, tuned={"mcpguard.demo.story.LOOP_CALLS": loop_calls})

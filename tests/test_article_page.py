@@ -8,7 +8,7 @@ import pytest
 
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
-from tests.cli.command import mcpguard
+from tests.cli.command import output
 from tests.pages import DOCS, README, blocks
 
 PAGE = DOCS["article.md"]
@@ -17,10 +17,9 @@ PAGE = DOCS["article.md"]
 def test_the_six_commands_make_the_shown_policy(tmp_path: Path) -> None:
     commands = blocks("console", PAGE)[0].splitlines()
     for line in commands:
-        done = mcpguard(tmp_path, *shlex.split(line.removeprefix("$ mcpguard ")))
-        assert (done.returncode, done.stderr) == (0, "")
+        output(tmp_path, *shlex.split(line.removeprefix("$ mcpguard ")))
     assert len(commands) == 6
-    _, shown = mcpguard(tmp_path, "policy", "show").stdout.split("\n\n", 1)
+    _, shown = output(tmp_path, "policy", "show").split("\n\n", 1)
     assert shown == blocks("text", PAGE)[0]
 
 

@@ -212,35 +212,6 @@ def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, m
     assert fails("https://127.0.0.1:1/") == why
 
 
-def test_nobody_waits_for_a_proxy_that_sends_byte_by_byte(
-    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys.behaviour = lambda handler: drip(handler.wfile, b"HTTP/1.1 200 OK\r\nX-Long: ", keys.ended)
-    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{keys.server.server_port}")
-    gives_up("https://idp.acme.com/keys", tmp_path)
-
-
-def test_nobody_waits_for_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
-    ended = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):  # the client gives up, perhaps before it is accepted
-                client, _ = listener.accept()
-                with client, client.makefile("wb") as sending:
-                    drip(sending, b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", ended)
-
-        threading.Thread(target=serve, daemon=True).start()
-        gives_up(f"https://127.0.0.1:{listener.getsockname()[1]}/", tmp_path)
-        ended.set()
-
-
-def test_nobody_waits_for_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with silent("127.0.0.1") as port:
-        resolve_to(monkeypatch, *["127.0.0.1"] * 40)
-        gives_up(f"http://localhost:{port}/", tmp_path)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
 def test_the_next_address_is_tried_in_time_if_the_first_one_is_silent(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     port = keys.server.server_port

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
-from tests.build import Talk, call_line
-from tests.cli.command import mcpguard
+from tests.build import Talk, call_line, identity
+from tests.cli.command import mcpguard, output
 from tests.pages import DOCS
 
 EXAMPLES = re.findall(
@@ -23,16 +21,15 @@ IDS = itertools.count()
 
 @pytest.mark.parametrize(("command", "said"), EXAMPLES, ids=COMMANDS)
 def test_each_command_says_what_the_page_says(tmp_path: Path, command: str, said: str) -> None:
-    done = mcpguard(tmp_path, *shlex.split(command))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert [line for line in done.stdout.splitlines() if not line.startswith(str(tmp_path))] == said.splitlines()
+    told = output(tmp_path, *shlex.split(command)).splitlines()
+    assert [line for line in told if not line.startswith(str(tmp_path))] == said.splitlines()
 
 
 def talks(home: Path, command: str, *callers: tuple[str, str]) -> list[Talk]:
     """Conversations of users and agents that share a store, under the policy that a command makes from nothing."""
     mcpguard(home, *shlex.split(command))
     policy = (home / "policy.toml").read_text("utf-8")
-    found = [Talk(policy, who=Identity(user, "config", "crm", Agent(*agent.split("::")))) for user, agent in callers]
+    found = [Talk(policy, who=identity(user, agent)) for user, agent in callers]
     for one in found:
         one.store, one.time = found[0].store, found[0].time
     return found
@@ -84,7 +81,6 @@ def test_interactive_calls_are_counted_for_each_user_in_each_client(tmp_path: Pa
 def test_each_command_that_drops_a_tighter_rule_works_and_then_no_rule_is_tighter(tmp_path: Path, command: str) -> None:
     said = mcpguard(tmp_path, *shlex.split(command)).stdout
     for drop in re.findall(r"  [0-9]+/1m: mcpguard (policy unset .*)", said):
-        done = mcpguard(tmp_path, *shlex.split(drop))
-        assert (done.returncode, done.stderr) == (0, "")
+        output(tmp_path, *shlex.split(drop))
     assert "more tightly" not in mcpguard(tmp_path, *shlex.split(command)).stdout
     assert mcpguard(tmp_path, "policy", "check").stdout.count("\n") == 1

@@ -21,16 +21,15 @@ from mcpguard.cli import commands
 from mcpguard.config_schema import config_schema
 from mcpguard.errors import ExitStatus
 from mcpguard.identity.account import folders
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
 from mcpguard.identity.client_agents import HOOKS
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.stores.address import address
 from mcpguard.stores.redis.url import SCHEMES
 from tests.build import START_US, Talk, call_line
+from tests.cli.command import output
 from tests.demo.conftest import shared_run
-from tests.end_to_end.host import environment, program, rule
+from tests.end_to_end.host import rule
 from tests.pages import BLOCK, DOCS, README, ROOT, blocks, chapter
 
 PAGES = {"README.md": README, **DOCS}
@@ -38,11 +37,6 @@ PAGES = {"README.md": README, **DOCS}
 
 def all_blocks(kind: str) -> list[str]:
     return [block for page in PAGES.values() for block in blocks(kind, page)]
-
-
-def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
-    env = environment(home, NO_COLOR="1")
-    return subprocess.run(program(*argv), capture_output=True, text=True, env=env, timeout=250, check=False)
 
 
 def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
@@ -127,8 +121,7 @@ def test_each_shown_command_is_valid() -> None:
 
 def test_the_policy_set_of_the_readme_works(tmp_path: Path) -> None:
     (line,) = next(block for block in blocks("console", README) if "policy set" in block).splitlines()
-    done = run(*shlex.split(line.removeprefix("$ mcpguard ")), home=tmp_path)
-    assert done.returncode == 0, done.stderr
+    output(tmp_path, *shlex.split(line.removeprefix("$ mcpguard ")))
     rules = parse((tmp_path / "policy.toml").read_text("utf-8")).rules
     assert ("user=* tool=search_customers", "100/1h") in [(rule.text, rule.limit_text) for rule in rules]
 
@@ -153,7 +146,7 @@ def test_each_shown_hook_is_that_of_the_help_and_its_command_is_valid(tmp_path: 
     shown = [json.loads(block) for block in all_blocks("json") if '"hooks"' in block]
     for client in HOOKS:
         command = f"mcpguard hook {client}"
-        text = run("hook", client, "--help", home=tmp_path).stdout
+        text = output(tmp_path, "hook", client, "--help")
         told = json.loads(text[text.index("{") : text.rindex("}") + 1])
         assert told == next(one for one in shown if f'"{command}"' in json.dumps(one))
         context_of(shlex.split(command)[1:])
@@ -252,8 +245,7 @@ def test_the_table_of_overrides_is_right(row: tuple[str, str]) -> None:
 
 def test_the_shown_denial_is_what_a_client_receives() -> None:
     shown = next(json.loads(block) for block in blocks("json", DOCS["policy.md"]) if '"error"' in block)
-    who = Identity("alice@acme.com", "config", "crm", Agent(client="Claude Code"))
-    talk = Talk(rule("100/1h", user="*", tool="search_customers"), session="45732ae6c06cfb07", who=who)
+    talk = Talk(rule("100/1h", user="*", tool="search_customers"), session="45732ae6c06cfb07")
     for request_id in range(107, 6, -1):
         talk.client(call_line("search_customers", request_id))
         talk.time.now_us = START_US + 3600_000_000 - 846_213_000

@@ -2,9 +2,7 @@
 
 import re
 
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
-from tests.build import Talk, call_line
+from tests.build import Talk, call_line, identity
 from tests.pages import DOCS, block, chapter
 
 PAGE = DOCS["recipes.md"]
@@ -15,11 +13,9 @@ def quoted(title: str) -> str:
     return str(found)
 
 
-def talk(title: str, *, server: str = "crm", agent: str = "Claude Code::interactive::default") -> Talk:
+def talk(title: str, **who: str) -> Talk:
     """A conversation of Alice under the policy of a recipe."""
-    return Talk(
-        block("toml", chapter(PAGE, title)), who=Identity("alice@acme.com", "config", server, Agent.parse(agent) or Agent())
-    )
+    return Talk(block("toml", chapter(PAGE, title)), who=identity(**who))  # type: ignore[arg-type]
 
 
 def message(one: Talk) -> str:
@@ -29,13 +25,11 @@ def message(one: Talk) -> str:
 
 def test_an_expensive_report_takes_more_of_the_budget_than_a_search() -> None:
     one = talk("An expensive report")
-    assert [one.client(call_line("generate_report", at)) for at in range(5)] == [[f"forwarded {at}"] for at in range(5)]
-    assert one.client(call_line("generate_report", 5)) == ["answered 5: 429"]
+    assert one.client_calls("generate_report", *range(6)) == [*(f"forwarded {at}" for at in range(5)), "answered 5: 429"]
     assert message(one) == quoted("An expensive report")
 
     other = talk("An expensive report")
-    for at in range(4):
-        other.client(call_line("generate_report", at))
+    other.client_calls("generate_report", *range(4))
     assert other.client(call_line("export_orders", 4), call_line("search", 5)) == ["forwarded 4", "forwarded 5"]
     assert other.client(call_line("generate_report", 6), call_line("search", 7)) == ["forwarded 7", "answered 6: 429"]
 
@@ -43,13 +37,13 @@ def test_an_expensive_report_takes_more_of_the_budget_than_a_search() -> None:
 def test_a_flaky_api_is_closed_after_three_errors_until_the_first_is_a_minute_old() -> None:
     one = talk("A flaky API", server="weather")
     for at in range(3):
-        assert one.client(call_line("forecast", at)) == [f"forwarded {at}"]
+        assert one.client_calls("forecast", at) == [f"forwarded {at}"]
         one.answer(at, content=[], isError=True)
-    assert one.client(call_line("forecast", 3)) == ["answered 3: 429"]
+    assert one.client_calls("forecast", 3) == ["answered 3: 429"]
     assert message(one) == quoted("A flaky API")
-    assert one.client(call_line("alerts", 4)) == ["forwarded 4"], "other tools stay open"
+    assert one.client_calls("alerts", 4) == ["forwarded 4"], "other tools stay open"
     one.time.pass_s(60)
-    assert one.client(call_line("forecast", 5)) == ["forwarded 5"]
+    assert one.client_calls("forecast", 5) == ["forwarded 5"]
 
 
 def test_a_third_page_waits_until_one_is_closed_and_is_denied_after_twenty_seconds() -> None:
@@ -65,24 +59,23 @@ def test_a_third_page_waits_until_one_is_closed_and_is_denied_after_twenty_secon
 
 def test_a_call_is_repeated_five_times_at_most_except_by_a_polling_tool() -> None:
     one = talk("An agent that repeats itself")
-    for at in range(5):
-        assert one.client(call_line("search_customers", at, arguments={"q": "x"})) == [f"forwarded {at}"]
-    assert one.client(call_line("search_customers", 5, arguments={"q": "x"})) == ["answered 5: 429"]
+    asked = one.client_calls("search_customers", *range(6), arguments={"q": "x"})
+    assert asked == [*(f"forwarded {at}" for at in range(5)), "answered 5: 429"]
     assert message(one) == quoted("An agent that repeats itself")
-    assert one.client(call_line("search_customers", 6, arguments={"q": "y"})) == ["forwarded 6"]
-    assert one.client(*(call_line("get_status", at) for at in range(7, 17))) == [f"forwarded {at}" for at in range(7, 17)]
+    assert one.client_calls("search_customers", 6, arguments={"q": "y"}) == ["forwarded 6"]
+    assert one.client_calls("get_status", *range(7, 17)) == [f"forwarded {at}" for at in range(7, 17)]
 
 
 def test_twelve_calls_of_a_night_job_take_five_seconds_and_none_is_denied() -> None:
     one = talk("A night job that may wait", agent="Cursor::background::nightly")
-    assert one.client(*(call_line("search_customers", at) for at in range(12))) == ["forwarded 0", "forwarded 1"]
+    assert one.client_calls("search_customers", *range(12)) == ["forwarded 0", "forwarded 1"]
     assert one.pass_ms(4999) == [f"forwarded {at}" for at in range(2, 10)]
     assert one.pass_ms(1) == ["forwarded 10", "forwarded 11"]
 
 
 def test_calls_of_a_night_job_that_cannot_be_served_in_time_are_denied() -> None:
     one = talk("A night job that may wait", agent="Cursor::background::nightly")
-    answers = one.client(*(call_line("search_customers", at) for at in range(70)))
+    answers = one.client_calls("search_customers", *range(70))
     assert [answer for answer in answers if "429" in answer] == [f"answered {at}: 429" for at in range(62, 70)]
     assert message(one) == quoted("A night job that may wait")
     assert "60" in chapter(PAGE, "A night job that may wait")

@@ -35,7 +35,7 @@ from tests.end_to_end.host import rule
 
 from .calls import SETTLE, WARM_UP, cpus
 from .rounds import Effort, added, percentile, take_turns
-from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
+from .session import BenchmarkError, Session, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 
@@ -166,10 +166,12 @@ def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Varian
         stores = []
         for point, (wrapper, home) in wrappers.items():
             with wrapper.start(BENCH_SERVER, home) as session:
-                _first_call(session)  # of a start that finds cold caches and is not counted
+                session.handshake()  # of a start that finds cold caches and is not counted
+                ping_pong(session, 1)
             before = time.perf_counter()
             session = stack.enter_context(wrapper.start(BENCH_SERVER, home))
-            _first_call(session)
+            session.handshake()
+            ping_pong(session, 1)
             start_ms[point.label] = (time.perf_counter() - before) * 1000
             stores.append(home / STORE)
             between = stack.enter_context(other_users(home / STORE, point)) if point.users else None
@@ -203,14 +205,6 @@ def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
             if time.monotonic() > until_s:
                 raise BenchmarkError(f"{store} has not taken its calls within {patience_s} seconds")
             time.sleep(LOOK_EVERY_S)
-
-
-def _first_call(session: Session) -> None:
-    session.write(INITIALIZE)
-    session.read_answer(0)
-    (request_id,) = session.ids(1)
-    session.write(echo_call(request_id))
-    session.read_answer(request_id)
 
 
 def _at_home(point: Point, home: Path, guard: Variant) -> tuple[Variant, Path]:

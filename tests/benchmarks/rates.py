@@ -4,9 +4,9 @@ import json
 import multiprocessing
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -88,27 +88,16 @@ def flood(session: Session, count: int, *, is_denied: bool = False) -> float:
     calls = [echo_call(request_id, b"full" if is_denied else b"echo") for request_id in ids]
     writes = [b"".join(calls[at : at + CALLS_A_WRITE]) for at in range(0, count, CALLS_A_WRITE)]
     answered = 0
-    failures: list[Exception] = []
-
-    def write() -> None:
-        try:
-            for data in writes:
-                session.write(data)
-        except Exception as error:
-            failures.append(error)
-
-    writer = threading.Thread(target=write, daemon=True)
     chunks: list[bytes] = []
-    before = time.perf_counter()
-    writer.start()
-    while answered < count:
-        chunk = session.read()
-        answered += chunk.count(b"\n")
-        chunks.append(chunk)
-    seconds = time.perf_counter() - before
-    writer.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(1) as pool:
+        before = time.perf_counter()
+        writing = pool.submit(list, map(session.write, writes))
+        while answered < count:
+            chunk = session.read()
+            answered += chunk.count(b"\n")
+            chunks.append(chunk)
+        seconds = time.perf_counter() - before
+        writing.result()
     what = _DENIAL if is_denied else _RESULT
     found = [int(one) for one in what.findall(b"".join(chunks))]
     if sorted(found) != list(ids):

@@ -67,13 +67,7 @@ ONE = listing(a={"command": "a", "args": []})
 
 
 class Account:
-    """An account whose home folder is `folder`.
-
-    Attributes:
-        home: The home folder.
-        state: mcpguard's own folder.
-        project: A project.
-    """
+    """An account with a home folder, mcpguard's own folder, and a project."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.state, self.project = folder / "home", folder / "mcpguard", folder / "project"

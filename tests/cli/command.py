@@ -151,13 +151,7 @@ def line_of(process: subprocess.Popen[bytes]) -> str:
 
 
 class Terminal:
-    """A program on a terminal of its own.
-
-    Attributes:
-        process: The program.
-        data: What the terminal has received.
-        at_first: How the terminal was set when the program started.
-    """
+    """A program on a terminal of its own."""
 
     def __init__(
         self, argv: Sequence[str], env: dict[str, str], *, columns: int = 80, lines: int = 24, cwd: Path | None = None
@@ -170,7 +164,7 @@ class Terminal:
 
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-        self.at_first = self.settings()
+        self.at_first = self.settings()  # before the program started
         self.process = subprocess.Popen(
             argv,
             stdin=theirs,
@@ -182,7 +176,7 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(theirs)
-        self.data = b""
+        self.data = b""  # what the terminal has received
 
     def settings(self) -> list[Any]:
         """How the terminal is set."""
@@ -228,9 +222,9 @@ def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, *
         return terminal.end(), terminal.data.decode().replace("\r\n", "\n")
 
 
-def calls(home: Path, tool: str, times: int, *options: str) -> None:
-    """Call a tool a number of times through a wrapper that ends afterwards."""
-    with Host(home, *OBEDIENT, options=options or ALICE) as host:
+def calls(home: Path, tool: str, times: int, *options: str, rules: str = "") -> None:
+    """Call a tool a number of times through a wrapper that ends afterwards, under these rules or those in the file."""
+    with Host(home, *OBEDIENT, options=options or ALICE, rules=rules) as host:
         for number in range(times):
             host.call(number, tool)
         host.end()

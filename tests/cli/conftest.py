@@ -10,7 +10,7 @@ import pytest
 from mcpguard.clients import plan
 from tests.cli.account import Account
 from tests.cli.command import BOB, calls
-from tests.end_to_end.host import policy, rule
+from tests.end_to_end.host import rule
 from tests.policy.test_editing import BY_HAND
 
 
@@ -18,9 +18,8 @@ from tests.policy.test_editing import BY_HAND
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two calls by Alice, the second over a limit; and by Bob one of a closed tool and one with a rule in observe mode."""
     home = tmp_path_factory.mktemp("used")
-    observed = '[[rule]]\ntool = "watched"\nlimit = "deny"\nmode = "observe"\n'
-    policy(home, rule("1/1h", user="*", tool="echo") + rule("deny", tool="closed") + observed)
-    calls(home, "echo", 2)
+    rules = rule("1/1h", user="*", tool="echo") + rule("deny", tool="closed") + rule("deny", tool="watched", mode="observe")
+    calls(home, "echo", 2, rules=rules)
     calls(home, "closed", 1, *BOB)
     calls(home, "watched", 1, *BOB)
     return home

@@ -81,12 +81,6 @@ def test_rows_of_the_policy_at_the_start_are_shown_if_they_are_asked_for_and_in_
     assert '"in force at the start"' in output(home, "audit", "tail", "--json")
 
 
-def test_rows_that_are_not_shown_do_not_take_the_place_of_others(tmp_path: Path) -> None:
-    for times in (2, 0, 0):
-        calls(tmp_path, "echo", times)
-    assert output(tmp_path, "audit", "tail", "-n", "2").count(" tool=echo ") == 2
-
-
 def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None:
     records = objects(home, "audit", "tail", "--json")
     assert [record for record in records if record["decision"] != "policy"] == audit(home)
@@ -99,10 +93,8 @@ def test_json_output_has_the_record_of_each_row_oldest_first(home: Path) -> None
     [
         (["-n", "2", "--tool", "*"], ["closed", "watched"]),
         (["--user", "alice@acme.com"], ["echo", "echo"]),
-        (["--user", "b*"], ["closed", "watched"]),
         (["--user", "b"], []),
         (["--agent", "*::background::*"], ["closed", "watched"]),
-        (["--server", "crm"], ["echo", "echo"]),
         (["--tool", "*o*d"], ["closed"]),
         (["--axis", "tool"], ["closed", "watched"]),
         (["--decision", "rate_limited"], ["echo"]),
@@ -142,10 +134,11 @@ def test_a_filter_that_matches_no_known_value_is_a_usage_error(home: Path, argv:
     assert hint in complaint(home, "audit", "tail", *argv)
 
 
-def test_ten_rows_are_shown_unless_since_is_given(tmp_path: Path) -> None:
+def test_the_last_ten_calls_are_shown_or_all_since_a_time_and_what_is_not_shown_takes_no_place(tmp_path: Path) -> None:
     policy(tmp_path, rule("unlimited", tool="*"))
-    calls(tmp_path, "echo", 12)
-    assert len(tools(tmp_path)) == 10
+    for times in (12, 0, 0):  # each session has a row of its policy
+        calls(tmp_path, "echo", times)
+    assert output(tmp_path, "audit", "tail").count(" tool=echo ") == 10
     assert len(tools(tmp_path, "--since", "1h")) == 12
 
 
@@ -210,8 +203,7 @@ def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set
     ("change", "argv"), [("UPDATE counter SET label = '{'", "usage"), ("UPDATE counter SET log = x'01'", "reset --yes")]
 )
 def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_path: Path, change: str, argv: str) -> None:
-    policy(tmp_path, rule("5/1h", tool="echo"))
-    calls(tmp_path, "echo", 1)
+    calls(tmp_path, "echo", 1, rules=rule("5/1h", tool="echo"))
     with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
         db.execute(change)
     message, hint = complaint(tmp_path, *argv.split(), status=69).splitlines()
@@ -340,8 +332,7 @@ def test_following_shows_no_rows_of_the_policy_at_the_start(tmp_path: Path) -> N
 
 
 def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="echo"))
-    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+    with Host(tmp_path, *OBEDIENT, options=ALICE, rules=rule("1/1h", tool="echo")) as alice:
         for number, tool in enumerate(["echo"] * 4 + ["plain"]):
             alice.call(number, tool)
         alice.end()  # a row for many denials is written up to a second after the last of them

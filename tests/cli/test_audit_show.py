@@ -30,8 +30,7 @@ POLICY = (
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Calls of some kinds, made once."""
     home = tmp_path_factory.mktemp("used")
-    policy(home, POLICY)
-    calls(home, "echo", 4)
+    calls(home, "echo", 4, rules=POLICY)
     calls(home, "closed", 1)
     calls(home, "watched", 2)
     calls(home, "free", 1)

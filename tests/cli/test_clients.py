@@ -9,6 +9,7 @@ from mcpguard import __version__
 from mcpguard.cli import commands
 from tests.cli.account import GONE, PROGRAM, Account, listing
 from tests.cli.command import output
+from tests.cli.test_completion import offered
 from tests.clients.installations import impostor, installed
 
 
@@ -48,21 +49,17 @@ def test_without_a_client_it_says_so(account: Account) -> None:
     assert rows(account) == []
 
 
-def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
+def test_a_mcpguard_that_is_missing_disabled_or_of_another_version_is_told(account: Account) -> None:
     programs = {"gone": GONE, "old": installed(account.home / "old", "0.0.9"), "varies": "${userHome}/mcpguard"}
-    account.cursor(listing(**{name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}))
+    servers = {name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}
+    off = {"command": impostor(account.home / "bin/mcpguard"), "args": ["run", "--", "npx"], "disabled": True}
+    account.cursor(listing(**servers, off=off))
     found = [(row["server"], row["guarded"], row["version"], row["note"]) for row in rows(account)]
-    assert found == [("gone", True, None, "missing"), ("old", True, "0.0.9", None), ("varies", True, None, "version unknown")]
+    assert found[:2] == [("gone", True, None, "missing"), ("old", True, "0.0.9", None)]
+    assert found[2:] == [("varies", True, None, "version unknown"), ("off", True, None, "disabled")]
     said = account.run("clients").stdout
     assert f"gone: guarded by {GONE} (missing): npx" in said
     assert "varies: guarded by ${userHome}/mcpguard (version unknown): npx" in said
-
-
-def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> None:
-    program = impostor(account.home / "bin/mcpguard")
-    account.cursor(listing(off={"command": program, "args": ["run", "--", "npx"], "disabled": True}))
-    (row,) = rows(account)
-    assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
 @pytest.mark.parametrize("argv", [["clients"], ["clients", "--json"]])
@@ -84,25 +81,18 @@ def test_a_file_that_cannot_be_read_is_shown_with_its_fault(account: Account) ->
     assert f"Cursor (user scope), {file}\n  {file}:1:2: " in done.stdout
 
 
-def completed(account: Account, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
-    """What the shell offers for the last word."""
-    for name, value in account.environ(MCPGUARD_HOME=str(account.state)).items():
-        monkeypatch.setenv(name, value)
-    from click.shell_completion import ShellComplete
+def test_the_shell_completes_clients_and_servers_that_are_found(account: Account) -> None:
+    def completed(line: str) -> list[str]:
+        return offered(account.state, f"mcpguard {line}", **account.environ())
 
-    complete = ShellComplete(commands.cli, {}, "mcpguard", "_MCPGUARD_COMPLETE")
-    return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
-
-
-def test_the_shell_completes_clients_and_servers_that_are_found(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     account.cursor()
     account.codex('[mcp_servers.crm]\ncommand = "a"\n[mcp_servers."my files"]\ncommand = "b"\n')
-    assert completed(account, monkeypatch, "install", "") == ["codex", "cursor"]
-    assert completed(account, monkeypatch, "uninstall", "cu") == ["cursor"]
+    assert completed("install ") == ["codex", "cursor"]
+    assert completed("uninstall cu") == ["cursor"]
     account.write("home/.gemini/settings.json", "{ damaged")
-    assert completed(account, monkeypatch, "install", "--server", "") == ["bare", "crm", "my files", "off", "web"]
-    assert completed(account, monkeypatch, "install", "--project", str(account.project), "--server", "") == []
-    assert completed(account, monkeypatch, "install", "--project", "/nowhere", "--server", "") == []
+    assert completed("install --server ") == ["bare", "crm", r"my\ files", "off", "web"]
+    assert completed(f"install --project {account.project.as_posix()} --server ") == []
+    assert completed("install --project /nowhere --server ") == []
 
 
 def test_every_client_is_in_the_help_of_install() -> None:

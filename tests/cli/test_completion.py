@@ -13,7 +13,7 @@ import pytest
 
 from mcpguard.cli import completion
 from mcpguard.config import Settings
-from tests.cli.command import Terminal, calls, complaint, mcpguard, output, sqlite
+from tests.cli.command import Terminal, calls, mcpguard, output, sqlite
 from tests.clients.installations import impostor
 from tests.end_to_end.host import environment, policy, rule
 from tests.missing import missing
@@ -136,15 +136,16 @@ def test_zsh_loads_the_script_though_nothing_has_started_its_completion(tmp_path
     assert (done.stdout, done.stderr) == ("_mcpguard_completion\n", "")
 
 
-def offered(home: Path, line: str, breaks: str = "") -> list[str]:
+def offered(home: Path, line: str, **env: str) -> list[str]:
     """The words that bash is offered for a line, without what it quotes."""
-    out = output(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)
+    out = output(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS="", **env)
     return out.splitlines()[1::3]
 
 
-def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> None:
+def test_names_without_control_characters_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1m", user="alice", tool="search_*"))
-    calls(tmp_path, "delete_user", 1, "--user", "bob", "--server", "crm", "--agent", "Codex::api::x")
+    for tool in ("delete_user", "delete\x1b[2J"):
+        calls(tmp_path, tool, 1, "--user", "bob", "--server", "crm", "--agent", "Codex::api::x")
     assert offered(tmp_path, "mcpguard run --user ") == ["alice", "bob"]
     assert offered(tmp_path, "mcpguard audit tail --agent ") == ["Codex::api::x"]
     assert offered(tmp_path, "mcpguard reset --server ") == ["crm"]
@@ -162,12 +163,6 @@ def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -
     calls(tmp_path / "other", "search", 1, "--user", "dora")
     line = f"mcpguard run --policy {other} --store {sqlite(tmp_path)}/other/mcpguard.db --user "
     assert offered(tmp_path, line) == ["carol", "dora"]
-
-
-def test_names_with_control_characters_are_not_offered(tmp_path: Path) -> None:
-    calls(tmp_path, "search\x1b[2J", 1)
-    calls(tmp_path, "search", 1)
-    assert offered(tmp_path, "mcpguard reset --tool ") == ["search"]
 
 
 @pytest.mark.parametrize("text", ["[", '[store]\nurl = "redis://127.0.0.1:1/0"', '[store]\nurl = "sqlite:///dev/null/x"'])
@@ -243,7 +238,3 @@ def test_the_script_of_powershell_registers_a_completer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("instruction", ["bash_source", "tcsh_complete", "x"])
 def test_an_unknown_request_offers_nothing(tmp_path: Path, instruction: str) -> None:
     assert output(tmp_path, _MCPGUARD_COMPLETE=instruction) == ""
-
-
-def test_an_unknown_shell_is_refused(tmp_path: Path) -> None:
-    assert "bash" in complaint(tmp_path, "completion", "tcsh")

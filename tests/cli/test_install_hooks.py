@@ -37,13 +37,14 @@ def codex_hooks(account: Account, *groups: dict[str, Any]) -> Path:
 def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account: Account) -> None:
     account.write("home/.claude.json", ONE)
     settings = account.write("home/.claude/settings.json", '{\n  "model": "opus",\n  "env": {"K": "v"}\n}\n')
-    account.codex()
+    codex_file = codex_hooks(account)
+    codex_file.write_bytes(b"")
     account.write("home/.copilot/mcp-config.json", ONE)
     before = account.files()
     done = account.install("--hook", MCPGUARD_STORE="redis://cache/0")
     assert json.loads(settings.read_bytes())["model"] == "opus"
     assert entries(settings) == [entry(f"{HOOK} hook claude-code {STORE}", "mcp__.*")]
-    assert entries(account.home / ".codex/hooks.json") == [entry(f"{HOOK} hook codex {STORE}", "mcp__.*")]
+    assert entries(codex_file) == [entry(f"{HOOK} hook codex {STORE}", "mcp__.*")]
     hook = {"type": "command", SHELL: f"{HOOK} hook copilot {STORE}", "timeoutSec": 5}
     copilot = account.home / ".copilot/hooks/mcpguard.json"
     assert json.loads(copilot.read_bytes()) == {"version": 1, "hooks": {"preMcpToolCall": [hook]}}
@@ -250,16 +251,6 @@ def test_a_hook_whose_mcpguard_others_may_change_is_left_and_told(account: Accou
     done = account.install("--hook", status=1)
     assert file.read_bytes() == before
     assert f"{file}: the hook is not changed: other accounts may change its mcpguard {program}: " in done.stderr
-
-
-def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:
-    account.codex()
-    file = account.write("home/.codex/hooks.json", "")
-    account.install("--hook")
-    account.install("--hook")
-    assert file.read_bytes() != b""
-    account.uninstall()
-    assert file.read_bytes() == b""
 
 
 @follows_links

@@ -1,12 +1,13 @@
 """`usage` and the commands of `audit` show one fleet's calls on a server that many machines share."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import BOB, calls, objects, output
+from tests.cli.command import BOB, calls, mcpguard, objects, output
 from tests.cli.test_completion import offered
 from tests.cli.test_usage import watching
 from tests.end_to_end.host import policy, rule, until
@@ -31,13 +32,14 @@ def home(tmp_path: Path, server: Server) -> Path:
     return tmp_path
 
 
-def test_usage_stats_export_and_prune_work_on_a_server(home: Path) -> None:
+def test_usage_stats_export_suggest_and_prune_work_on_a_server(home: Path) -> None:
     found = [(one["rule"], one["used"], one["left"]) for one in objects(home, "usage", "--json")]
     assert found == [("user=* tool=echo", 2, 0), ("user=*", 2, 7), ("user=*", 1, 8)]
     (stats,) = objects(home, "audit", "stats", "--by", "user", "--json")
     assert [(one["key"], one["calls"], one["denied"]) for one in stats["rows"]] == [("alice@acme.com", 3, 1), ("bob", 1, 0)]
     tools = [row["tool"] for row in objects(home, "audit", "export", "--tool", "*")]
     assert tools == ["echo", "echo", "echo", "plain"]
+    assert json.loads(mcpguard(home, "policy", "suggest", "--json").stdout)["calls"] == 3
     assert output(home, "audit", "prune", "--before", "1h", "--yes") == "0 rows deleted\n"
     rows = len(objects(home, "audit", "export"))
     assert output(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes") == f"{rows} rows deleted\n"

@@ -77,7 +77,7 @@ def test_the_mode_of_a_missing_file_that_is_named_cannot_be_set(tmp_path: Path, 
     assert not file.exists()
 
 
-@pytest.mark.parametrize("argv", [["check"], ["show"], ["explain", "--tool", "x"], ["unset", "--tool", "x"]])
+@pytest.mark.parametrize("argv", [["check"], ["show"], ["suggest"], ["explain", "--tool", "x"], ["unset", "--tool", "x"]])
 def test_the_hint_for_a_missing_policy_file_creates_it(tmp_path: Path, argv: list[str]) -> None:
     file = tmp_path / "our team" / "policy.toml"
     first, hint = complaint(tmp_path, "policy", *argv, "--policy", str(file), status=78).splitlines()

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from mcpguard.policy.parse import STARTER
+from tests.build import raising
 from tests.cli.command import BOUND, complaint, mcpguard, on_terminal, output, process
 from tests.policy.test_editing import BY_HAND
 
@@ -42,18 +42,18 @@ def edit(home: Path, editor: str, *under: str, **env: str) -> subprocess.Complet
     return process(home, "policy", "edit", under=under, preexec=None, VISUAL=editor, **env)
 
 
-def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path, drafts: Path) -> None:
+def test_edit_checks_the_file_after_the_editor_and_says_if_nothing_was_changed(
+    tmp_path: Path, file: Path, drafts: Path
+) -> None:
     assert output(tmp_path, "policy", "edit", VISUAL=editor(drafts, CHANGE)) == f"{file}: OK, 2 rules\n"
+    assert output(tmp_path, "policy", "edit", VISUAL=editor(drafts)) == f"{file}: OK, 2 rules (unchanged)\n"
     assert file.read_text("utf-8") == CHANGED
     assert [one for one in tmp_path.iterdir() if one.suffix != ".lock"] == [file]  # on Windows the lock is a file
 
 
 @pytest.mark.parametrize("argv", ["policy edit", "demo --keep"])
 def test_a_disk_without_room_is_one_line_and_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: str) -> None:
-    def refuse(**_: object) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     hint = "hint: set TMPDIR to a folder that you may write to, on a disk that is not full\n"
     said = f"mcpguard: no temporary folder can be made: No space left on device\n{hint}"
     assert complaint(tmp_path, *argv.split(), status=1) == said
@@ -123,10 +123,6 @@ def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, 
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written: Permission denied" in done.stderr
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path, drafts: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts)).stdout == f"{file}: OK, 2 rules (unchanged)\n"
 
 
 def test_edit_begins_with_the_starter_policy(tmp_path: Path, drafts: Path) -> None:

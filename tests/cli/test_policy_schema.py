@@ -9,7 +9,7 @@ import pytest
 from mcpguard.config_schema import config_schema
 from mcpguard.policy.parse import SCHEMA_FILE, SCHEMA_LINE
 from mcpguard.policy.schema import policy_schema
-from tests.cli.command import calls, mcpguard, output
+from tests.cli.command import output
 from tests.end_to_end.host import policy, rule
 from tests.missing import make_link
 
@@ -85,11 +85,6 @@ def test_an_editor_finds_the_schema_beside_the_copy_that_it_opens(tmp_path: Path
     output(tmp_path, "policy", "edit", EDITOR=editor)
     assert json.loads(seen.read_text("utf-8")) == policy_schema()
     assert "# edited" in (tmp_path / "policy.toml").read_text("utf-8")
-
-
-def test_a_suggested_policy_names_the_schema_if_it_is_made_from_the_starter_rules(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1)
-    assert mcpguard(tmp_path, "policy", "suggest", "--toml").stdout.startswith(SCHEMA_LINE)
 
 
 def test_reading_a_policy_writes_nothing(tmp_path: Path) -> None:

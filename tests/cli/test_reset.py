@@ -12,7 +12,7 @@ from mcpguard.policy.parse import parse
 from mcpguard.stores.api import CounterUse
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import BOB, calls, mcpguard, objects, on_terminal, output
-from tests.end_to_end.host import policy, rule
+from tests.end_to_end.host import rule
 
 RULES = (
     rule("5/1h", user="*", tool="*")
@@ -25,8 +25,7 @@ RULES = (
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Calls by Alice and Bob, made once."""
     home = tmp_path_factory.mktemp("used")
-    policy(home, RULES)
-    calls(home, "echo", 2)
+    calls(home, "echo", 2, rules=RULES)
     calls(home, "plain", 1, *BOB)
     return home
 
@@ -111,8 +110,7 @@ def test_a_counter_is_told_with_what_it_counts(keys: dict[str, Any], used: int, 
 
 
 def test_it_empties_marks_with_their_counters_and_shows_them_nowhere(tmp_path: Path) -> None:
-    policy(tmp_path, rule("3/1h", user="*", warn="50%"))
-    calls(tmp_path, "echo", 2)
+    calls(tmp_path, "echo", 2, rules=rule("3/1h", user="*", warn="50%"))
     assert held(tmp_path) == 2
     assert len(objects(tmp_path, "usage", "--json")) == 1
     assert output(tmp_path, "reset", "--yes").splitlines()[1:] == ["1 counter reset"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from tests.cli.command import complaint, mcpguard, on_terminal
+from tests.cli.command import mcpguard, on_terminal
 from tests.provider import AUDIENCE, ISSUER, KeyServer, settings, token, write_token
 
 
@@ -126,10 +126,3 @@ def test_the_table_fits_eighty_columns_and_has_no_control_characters(tmp_path: P
     assert max(map(cell_len, shown.splitlines())) <= 79
     assert "is not for the audience" in " ".join(shown.split())
     assert "\x1b[31m" in on_terminal(tmp_path, "whoami")[1]
-
-
-def test_invalid_settings_are_reported_in_one_line_and_a_hint(tmp_path: Path) -> None:
-    settings(tmp_path, "http://idp.acme.com/keys")
-    message, hint = complaint(tmp_path, "whoami", status=78).splitlines()
-    assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
-    assert hint.startswith("hint: write jwks = ")

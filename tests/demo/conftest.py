@@ -31,11 +31,6 @@ class Run:
     err: str
     left_behind: list[str]
 
-    def row(self, *words: str) -> list[str]:
-        """The row of the summary that begins with these words, without them."""
-        rows = [line.split() for line in self.out.splitlines()]
-        return next(row[len(words) :] for row in rows if row[: len(words)] == list(words))
-
 
 def shared_run(factory: pytest.TempPathFactory) -> Run:
     """A run of the demo. All processes that run tests at the same time share it; on Windows each has its own."""

@@ -164,6 +164,7 @@ class Host:
         own_group: Whether the wrapper leads a process group of its own.
         under: A command that the wrapper is started under, such as `setpriv`.
         tuned: Constants with other values; see `program`.
+        rules: The policy; without one, that in `home`.
     """
 
     def __init__(
@@ -176,7 +177,10 @@ class Host:
         own_group: bool = False,
         under: Sequence[str] = (),
         tuned: Mapping[str, object] | None = None,
+        rules: str = "",
     ) -> None:
+        if rules:
+            policy(home, rules)
         budget(home, PATIENT_MS)
         self.home = home
         self._err = home / f"stderr-{time.monotonic_ns()}"

@@ -147,21 +147,13 @@ def mounted(place: Path | str, *options: str) -> Iterator[None]:
 
 
 class Trouble(NamedTuple):
-    """Something that happens to a store, and ends with the block.
-
-    Attributes:
-        happens: It, to the store of a running wrapper, whose next call notices it; or, without a wrapper, before one starts.
-        told: What the wrapper says of it.
-        timeout_ms: The time limit for the store.
-        is_mounted: Whether the store has a small disk of its own.
-        mark: Where it can be made.
-    """
+    """Something that happens to the store of a wrapper, or before one starts, and ends with the block."""
 
     happens: Callable[[Place, EagerHost | None], contextlib.AbstractContextManager[None]]
-    told: str = ""
+    told: str = ""  # what the wrapper says of it
     timeout_ms: int = PATIENT_MS
-    is_mounted: bool = False
-    mark: pytest.MarkDecorator | None = None
+    is_mounted: bool = False  # whether the store has a small disk of its own
+    mark: pytest.MarkDecorator | None = None  # where it can be made
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from tests.alerts.test_notifier import WRITE, read
 from tests.alerts.webhook import Webhook, webhook
@@ -26,9 +27,10 @@ def hook() -> Iterator[Webhook]:
         yield found
 
 
-def notify(home: Path, hook: Webhook, **more: object) -> None:
-    table = {"webhook": hook.url} | more
-    (home / "config.toml").write_text("[[notify]]\n" + "".join(f"{key} = {json.dumps(table[key])}\n" for key in table))
+def notify(home: Path, hook: Webhook, *others: dict[str, object], url: str = "", **more: object) -> None:
+    """Tell the webhook and others, perhaps with a store at a URL."""
+    store = {"store": {"url": url}} if url else {}
+    (home / "config.toml").write_text(tomli_w.dumps({"notify": [{"webhook": hook.url} | more, *others]} | store))
 
 
 @pytest.mark.waits
@@ -54,9 +56,8 @@ def test_a_loop_that_lasts_for_several_windows_over_two_wrappers_ends_in_one_mes
 
 
 def test_a_warning_is_told_before_the_denials_and_only_to_those_who_want_it(tmp_path: Path, hook: Webhook) -> None:
-    policy(tmp_path, rule("4/1h", user="*") + 'warn = "50%"\n')
     notify(tmp_path, hook, on=["warn"])
-    with serving(tmp_path, tuned=LAST) as host:
+    with serving(tmp_path, rules=rule("4/1h", user="*", warn="50%"), tuned=LAST) as host:
         for number in range(6):
             host.call(number, "echo")
     assert host.err.count("warned axis=user ") == 1
@@ -66,11 +67,8 @@ def test_a_warning_is_told_before_the_denials_and_only_to_those_who_want_it(tmp_
 
 def test_a_webhook_that_hangs_delays_no_call_and_no_end_and_all_is_sent_after_that(tmp_path: Path, hook: Webhook) -> None:
     hook.answers.clear()
-    policy(tmp_path, rule("1/1h", user="*"))
-    notify(tmp_path, hook)
-    with (tmp_path / "config.toml").open("a") as config:
-        config.write(f"[[notify]]\ncommand = {json.dumps([sys.executable, '-S', '-c', WRITE, str(tmp_path / 'got')])}\n")
-    with serving(tmp_path, tuned={"mcpguard.relay.guard.MESSAGES_S": 0.0}) as host:
+    notify(tmp_path, hook, {"command": [sys.executable, "-S", "-c", WRITE, str(tmp_path / "got")]})
+    with serving(tmp_path, rules=rule("1/1h", user="*"), tuned={"mcpguard.relay.guard.MESSAGES_S": 0.0}) as host:
         host.call(1, "echo")
         host.call(2, "echo")
         until(lambda: bool(hook.got), "the message is being sent")
@@ -82,10 +80,8 @@ def test_a_webhook_that_hangs_delays_no_call_and_no_end_and_all_is_sent_after_th
 @pytest.mark.waits
 def test_the_begin_and_the_end_of_an_outage_are_told_once_by_two_wrappers(tmp_path: Path, hook: Webhook) -> None:
     policy(tmp_path, rule("deny", tool="drop"))
-    notify(tmp_path, hook, on=["unavailable"])
     with running(tmp_path / "redis", "--appendonly", "yes") as server:
-        config = tmp_path / "config.toml"
-        config.write_text(f"{config.read_text()}[store]\nurl = {server.url!r}\n")
+        notify(tmp_path, hook, url=server.url, on=["unavailable"])
         with EagerHost(tmp_path, tuned=LAST) as one, EagerHost(tmp_path, tuned=LAST) as other:
             for host in (one, other):
                 host.call(1, "echo")
@@ -113,9 +109,8 @@ def test_hooks_tell_a_denial_once_and_answer_without_waiting_for_that(tmp_path: 
 
 def test_a_message_that_cannot_be_sent_is_one_line(tmp_path: Path, hook: Webhook) -> None:
     hook.status = 403
-    policy(tmp_path, rule("deny", tool="drop") + rule("deny", tool="fail"))
     notify(tmp_path, hook)
-    with serving(tmp_path, tuned=LAST) as host:
+    with serving(tmp_path, rules=rule("deny", tool="drop") + rule("deny", tool="fail"), tuned=LAST) as host:
         host.call(1, "drop")
         host.call(2, "fail")
     assert len(hook.got) == 2

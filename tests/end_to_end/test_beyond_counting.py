@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .host import Host, Message, call, policy, rule, script, serving
+from .host import Host, Message, call, rule, script, serving
 
 RULES = (
     rule(tool="hang", concurrent=1)
@@ -19,8 +19,7 @@ def reason(answer: Message) -> str:
 
 
 def test_calls_in_flight_errors_cost_and_equal_arguments_are_counted_over_all_wrappers(tmp_path: Path) -> None:
-    policy(tmp_path, RULES)
-    with Host(tmp_path, *script("obedient")) as one, Host(tmp_path, *script("obedient")) as other:
+    with Host(tmp_path, *script("obedient"), rules=RULES) as one, Host(tmp_path, *script("obedient")) as other:
         one.send(call("in flight", "hang"))
         one.notification("notifications/hanging")
         assert reason(other.call(1, "hang")) == "concurrent"
@@ -39,8 +38,7 @@ def test_calls_in_flight_errors_cost_and_equal_arguments_are_counted_over_all_wr
 
 
 def test_a_call_that_waits_is_forwarded_when_there_is_room_and_others_pass_it(tmp_path: Path) -> None:
-    policy(tmp_path, RULES)
-    with serving(tmp_path) as host:
+    with serving(tmp_path, rules=RULES) as host:
         host.send(call(1, "turn"), call(2, "turn"), call(3, "free"))
         assert [host.message()["id"] for _ in range(3)] == [1, 3, 2]
     (waited,) = (row["waited_ms"] for row in host.audit() if "waited_ms" in row)

@@ -77,14 +77,6 @@ def test_the_guards_secrets_are_not_the_servers_nor_in_any_output_and_all_else_i
     assert not (tmp_path / "mcpguard.db").exists()
 
 
-@pytest.mark.posix
-def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
-    home = tmp_path / "not" / "yet"
-    session(tmp_path, call(1, "search"), options=["--store", f"sqlite://{home}/mcpguard.db"])
-    assert [folder.stat().st_mode & 0o777 for folder in (home, home.parent)] == [0o700] * 2
-    assert {file.stat().st_mode & 0o777 for file in home.iterdir()} == {0o600}
-
-
 @pytest.mark.parametrize(("agent", "times"), [("Codex::batch::x", 1), ("Codex::background::x", 0)])
 def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(tmp_path: Path, agent: str, times: int) -> None:
     said = "no rule matches agents of the tier batch, so nothing limits their calls; check the spelling"

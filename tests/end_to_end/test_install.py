@@ -1,7 +1,6 @@
 """A server that `mcpguard install` has guarded, started by a real MCP client with the command in the client's file."""
 
 import json
-import shlex
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from mcpguard import __version__
 from tests.cli.account import Account
 
 from .host import ROOT, SERVERS, audit, policy, rule
@@ -37,8 +35,8 @@ args = [
 def test_an_installed_server_is_limited_and_uninstall_gives_every_byte_back(tmp_path: Path, name: str, content: str) -> None:
     account = Account(tmp_path)
     file = account.write(f"home/{name}", content)
-    done = account.run("install", "--yes", MCPGUARD_USER="alice")
-    assert done.returncode == 0, done.stderr
+    before = account.files()
+    account.install(MCPGUARD_USER="alice")
     policy(account.state, rule("1/1h", user="alice", tool="search_customers"))
     installed = file.read_text(encoding="utf-8")
     entry: Mapping[str, Any] = (
@@ -56,7 +54,4 @@ def test_an_installed_server_is_limited_and_uninstall_gives_every_byte_back(tmp_
     assert anyio.run(use) == ("customers in oslo", True)
     calls = [(row["server"], row["user"], row["decision"]) for row in audit(account.state)]
     assert calls == [("crm", "alice", "allowed"), ("crm", "alice", "rate_limited")]
-    listed = account.run("clients").stdout.replace("\n    ", " ")  # long lines are folded
-    assert f"crm: guarded by mcpguard {__version__}: {shlex.quote(COMMAND[0])}" in listed
-    assert account.run("uninstall", "--yes").returncode == 0
-    assert file.read_bytes() == content.encode()
+    account.undo(before)

@@ -24,10 +24,8 @@ from .host import (
     audit,
     budget,
     call,
-    ends,
     environment,
     lines,
-    policy,
     program,
     request,
     rule,
@@ -51,12 +49,6 @@ hears_late = pytest.mark.skipif(
 )
 SHORT_MS: Final = 4000
 """A budget for the store in tests that wait for the end of it, which is still long for a busy machine."""
-
-
-def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp_path: Path) -> None:
-    with Host(tmp_path, *PYTHON, "import sys; sys.stdin.read(); sys.exit(7)") as host:
-        assert host.end() == 7
-        assert "server exited" not in host.err
 
 
 @pytest.mark.parametrize(
@@ -180,18 +172,6 @@ def test_a_client_that_does_not_read_does_not_keep_the_guard_from_ending(tmp_pat
         assert host.nobody_is_left()
 
 
-@posix
-def test_a_client_that_ends_its_input_and_reads_on_ends_a_server_that_heeds_nothing_with_a_signal(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("stubborn"), tuned=NO_GRACE) as host:
-        host.notification("notifications/ready")
-        host.stdin.close()
-        with pytest.raises(subprocess.TimeoutExpired):
-            host.process.wait(1.0)
-        host.kill(signal.SIGTERM)
-        assert host.ended() == (b"", KILLED_STATUS)
-        assert host.nobody_is_left()
-
-
 HELPER = """
 import os, subprocess, sys
 sleeps = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
@@ -207,6 +187,7 @@ def test_what_a_server_leaves_running_when_it_exits_is_left_alone(tmp_path: Path
         helper = int(host.line())
         if client_leaves:
             assert host.end() == 4
+            assert "server exited" not in host.err
         else:
             host.send(call(1, "leave"))
             assert host.answer(1)["error"]["message"] == "server exited with status 4"
@@ -227,8 +208,7 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path:
 
 
 def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_path: Path) -> None:
-    policy(tmp_path, rule("3/1h", tool="search"))
-    with Host(tmp_path, *launched("obedient")) as host:
+    with Host(tmp_path, *launched("obedient"), rules=rule("3/1h", tool="search")) as host:
         for number in range(3):
             assert "result" in host.call(number, "search")
         assert host.call(3, "search")["error"]["code"] == 429
@@ -274,21 +254,12 @@ def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anyth
         assert host.nobody_is_left()
 
 
-def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(tmp_path: Path) -> None:
-    both = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0, close_fds=False); input()"
-    with Host(tmp_path, *PYTHON, both) as host:
-        host.is_up()
-        host.kill()
-        assert host.nobody_is_left()
-
-
 @hears_late
 def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
     soon = {WAITS: NO_GRACE[WAITS]._replace(pause_s=0.1, drain_s=0.1)}
-    policy(tmp_path, rule("deny", tool="closed"))
     writes = "import os, sys; sys.stdin.read(); sys.stdout.write('x' * 150_000 + chr(10))"
     calls = [call(number, "closed", {}) for number in range(1000)]
-    with Host(tmp_path, *PYTHON, writes, tuned=soon) as host:
+    with Host(tmp_path, *PYTHON, writes, rules=rule("deny", tool="closed"), tuned=soon) as host:
         with host.sending(lines([*calls, request("last", "ping")])):
             pass
         host.stdin.close()
@@ -322,9 +293,8 @@ def test_a_session_leaves_no_ended_process_to_be_collected(tmp_path: Path) -> No
 
 
 def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: Path) -> None:
-    policy(tmp_path, rule("9000/1d", tool="*"))
     dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
-    with Host(tmp_path, *PYTHON, dies) as host:
+    with Host(tmp_path, *PYTHON, dies, rules=rule("9000/1d", tool="*")) as host:
         with host.sending(lines([call(number, "t") for number in range(6000)]), in_vain=True):
             answers = host.rest()
         assert host.wait() == 7
@@ -340,9 +310,9 @@ def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(
     dies = "import os, sys; sys.stdin.read(1); sys.stdin.buffer.peek(); os._exit(3)"
     for turn in range(3):
         home = tmp_path / str(turn)
-        policy(home, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
+        rules = rule("1/1h", tool="small") + rule("1000/1h", tool="big")
         calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
-        with Host(home, *PYTHON, dies) as host:
+        with Host(home, *PYTHON, dies, rules=rules) as host:
             host.send(lines([*calls, *(call(number, "small") for number in range(2, 52))]))
             answered = {json.loads(line)["id"] for line in host.rest().splitlines()}
             assert host.wait() == 3
@@ -369,24 +339,12 @@ def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(
 
 
 @hears_late
-@pytest.mark.parametrize("kind", ["pipe", "null device"])
-def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path: Path, kind: str) -> None:
-    late = "import sys, time; sys.stdin.read(); time.sleep(1.0); open('answered', 'w'); print('late'); sys.exit(5)"
-    read, write = ends(kind, tmp_path)
-    command, err = program("run", "--", *PYTHON, late, tuned=NO_GRACE), tmp_path / "err"
-    with (
-        err.open("w") as stderr,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=write, stderr=stderr, env=environment(tmp_path), cwd=tmp_path
-        ) as guard,
-    ):
-        until(lambda: " store=" in err.read_text(), "the guard is up")
-        guard.communicate(timeout=DEADLINE_S)
-    assert guard.returncode == 5
-    assert (tmp_path / "answered").exists()
-    assert kind == "null device" or os.read(read, 100).strip() == b"late"
-    os.close(read)
-    os.close(write)
+def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path: Path) -> None:
+    late = "import sys, time; sys.stdin.read(); time.sleep(1.0); print('late'); sys.exit(5)"
+    with Host(tmp_path, *PYTHON, late, tuned=NO_GRACE) as host:
+        host.is_up()
+        host.stdin.close()
+        assert host.ended() == (b"late\n", 5)
 
 
 @posix
@@ -445,8 +403,8 @@ def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
 
 
 def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
-    policy(tmp_path, rule("100/1h", tool="*"))
-    with serving(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+    rules, env = rule("100/1h", tool="*"), {"PYTHONPROFILEIMPORTTIME": "1"}
+    with serving(tmp_path, *CAT, rules=rules, options=("--server", "crm"), env=env) as host:
         until(lambda: "mcpguard.documents.toml" in host.err and bool(host.notes()), "everything is in place", 0.1)
         imported = host.err
         host.send(call(1, "search"))

@@ -1,9 +1,6 @@
 """Whatever happens to a store: what calls get meanwhile, what is told, and what is counted afterwards."""
 
 import contextlib
-import re
-import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +9,7 @@ import pytest
 
 from tests.redis_servers import running
 
-from .host import KILLED_STATUS, WINDOWS, call, script, total, until
+from .host import KILLED_STATUS, WINDOWS, script, total, until
 from .outages import (
     AT_THE_START,
     KILLED,
@@ -189,23 +186,3 @@ def test_a_wrapper_that_ends_in_an_outage_leaves_all_that_it_forwarded_to_anothe
         assert len({row["id"] for row in rows}) == len(rows) == len((tmp_path / "calls").read_text().splitlines()) == 5
         if how == "in order":
             assert {row["outcome"] for row in rows} == {"ok"}
-
-
-def pauses(pid: int) -> int:
-    """How often a process's threads have paused. One that waits for a lock pauses hundreds of times a second."""
-    found = [one.read_text() for one in Path(f"/proc/{pid}/task").glob("*/status")]
-    return sum(int(count) for text in found for count in re.findall(r"^voluntary_ctxt_switches:\t(\d+)$", text, re.MULTILINE))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only there the system tells how often a process pauses")
-def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_calls_budget_is_over(tmp_path: Path) -> None:
-    settings(tmp_path, timeout_ms=60_000)
-    with EagerHost(tmp_path) as host:
-        assert codes(host, 1) == [200]
-        with stopped_holder("hold", Place(tmp_path).log):
-            host.send(call(1, "search"))
-            before = pauses(host.process.pid)
-            until(lambda: pauses(host.process.pid) > before + 100, "the call waits for the lock")
-            host.kill(signal.SIGTERM)
-            assert host.wait() == -signal.SIGTERM
-            assert "Traceback" not in host.err

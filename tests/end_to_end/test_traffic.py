@@ -29,10 +29,11 @@ def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
             assert host.line() == long
 
 
-def test_the_servers_bytes_need_not_be_json_lines(tmp_path: Path) -> None:
-    with Host(tmp_path, *PYTHON, r"import os; os.write(1, b'hello \377\000\032\r\n\n\n{broken')") as host:
-        assert host.rest() == b"hello \xff\x00\x1a\r\n\n\n{broken"
-        assert host.wait() == 0
+def test_the_servers_stderr_passes_and_its_bytes_need_not_be_json_lines(tmp_path: Path) -> None:
+    writes = r"import os; os.write(1, b'hello \377\000\032\r\n\n\n{broken'); os.write(2, b'line\n\033[31mred\033[0m half')"
+    with Host(tmp_path, *PYTHON, writes) as host:
+        assert host.ended() == (b"hello \xff\x00\x1a\r\n\n\n{broken", 0)
+        assert "line\n\x1b[31mred\x1b[0m half" in host.err
 
 
 def test_a_line_that_is_too_long_is_refused_and_the_next_one_passes(tmp_path: Path) -> None:
@@ -46,8 +47,7 @@ def test_a_line_that_is_too_long_is_refused_and_the_next_one_passes(tmp_path: Pa
 
 
 def test_thousands_of_admitted_calls_written_before_the_first_answer_is_read_are_all_answered_in_order(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1000000/1h", user="*", tool="search"))
-    with serving(tmp_path) as host:
+    with serving(tmp_path, rules=rule("1000000/1h", user="*", tool="search")) as host:
         host.send(lines([call(number, "search", {"text": "x" * 100}) for number in range(5_000)]))
         assert [host.message()["id"] for _ in range(5_000)] == list(range(5_000))
 
@@ -81,18 +81,11 @@ def test_an_answer_of_a_hundred_mebibytes_passes_unchanged_in_little_memory(tmp_
     assert [row["outcome"] for row in rows] == ["ok", "unparsed", "ok"]
 
 
-def test_the_servers_stderr_passes_through(tmp_path: Path) -> None:
-    with Host(tmp_path, *PYTHON, r"import os; os.write(2, b'line\n\033[31mred\033[0m half')") as host:
-        host.rest()
-        assert host.wait() == 0
-        assert "line\n\x1b[31mred\x1b[0m half" in host.err
-
-
 def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(tmp_path: Path) -> None:
-    policy(tmp_path, "".join(rule("1/1h", tool=f"tool-{number}") for number in range(100)))
+    rules = "".join(rule("1/1h", tool=f"tool-{number}") for number in range(100))
     read, write = os.pipe()
     fill(write)
-    with serving(tmp_path, stderr=write) as host:
+    with serving(tmp_path, rules=rules, stderr=write) as host:
         os.close(write)
         for number in range(100):
             assert "result" in host.call(number, f"tool-{number}")
@@ -101,13 +94,13 @@ def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(
 
 
 def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happened(tmp_path: Path) -> None:
-    file = policy(tmp_path, rule("1/1h", user="*", tool="search"))
+    file = policy(tmp_path, rule("1/1h", user="*", tool="search") + rule("9/1h", mode="observe"))
     with serving(tmp_path, options=["--user", "alice", "--server", "crm"]) as host:
         for number in range(3):
             host.call(number, "search")
     first, *others = [line for line in host.err.splitlines() if line.startswith("mcpguard: ")]
     assert " mode=enforce server=crm user=alice agent=unknown::interactive::default " in first
-    assert f" policy={quoted(file)} (1 rule) store={quoted(tmp_path / 'mcpguard.db')}" in first
+    assert f" policy={quoted(file)} (2 rules, 1 in observe mode) store={quoted(tmp_path / 'mcpguard.db')}" in first
     assert others[0].startswith("mcpguard: rate_limited axis=user user=alice ")
     told, _, retry_after = others[0].rpartition(" retry_after=")
     assert told.endswith(" tool=search limit=1/1h count=2")
@@ -115,26 +108,17 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
     assert others[-1] == "mcpguard: 3 calls: 2 rate_limited (user 2), 1 allowed"
 
 
-@pytest.mark.parametrize(
-    ("rules", "env", "mode", "told"),
-    [
-        (rule("1/1h", user="*"), {"MCPGUARD_OBSERVE": "1"}, "observe (nothing is denied)", "1 rule"),
-        (rule("1/1h", user="*") + rule("1/1h", mode="observe"), {}, "enforce", "2 rules, 1 in observe mode"),
-    ],
-)
-def test_the_first_line_says_the_mode_and_the_rules(
-    tmp_path: Path, rules: str, env: dict[str, str], mode: str, told: str
-) -> None:
-    file = policy(tmp_path, rules)
-    with serving(tmp_path, env=env) as host:
-        host.ask(1, "ping")
-    assert f" mode={mode} server=" in host.err
-    assert f" policy={quoted(file)} ({told})" in host.err
+def test_observing_is_said_in_the_first_line_denies_nothing_and_reports_what_it_would_have_denied(tmp_path: Path) -> None:
+    file = policy(tmp_path, rule("1/1h", user="*") + rule("9/1h", mode="observe"))
+    with serving(tmp_path, env={"MCPGUARD_OBSERVE": "1"}) as host:
+        assert all("result" in host.call(number, "search") for number in range(3))
+    assert " mode=observe (nothing is denied) server=" in host.err
+    assert f" policy={quoted(file)} (2 rules)" in host.err
+    assert [row["decision"] for row in host.audit()] == ["allowed", "would_deny", "would_deny"]
 
 
 def test_a_quiet_guard_says_nothing_of_what_goes_as_it_should_and_of_denials(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="closed"))
-    with serving(tmp_path, options=["--quiet"]) as host:
+    with serving(tmp_path, rules=rule("deny", tool="closed"), options=["--quiet"]) as host:
         assert host.call(1, "closed")["error"]["code"] == 403
         policy(tmp_path, rule("deny", tool="other"))
         assert "result" in host.call(2, "closed")

@@ -6,10 +6,13 @@ Each agent makes the calls of its script in order, as far as its client offers t
 
 import itertools
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar, Self
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from tests import web_server
+from tests.web_server import reply
 
 MAIN_PROMPT = "Be the main agent."
 SUBAGENT_PROMPT = "Be the subagent."
@@ -28,61 +31,39 @@ Script = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
 SEARCHES: Script = {MAIN_PROMPT: (_SEARCH, _SPAWN, _WAIT, _TASK), SUBAGENT_PROMPT: (_SEARCH,)}
 
 
-class Model(ThreadingHTTPServer):
-    """Serves while it is entered."""
+class Model:
+    """What the agents of a test talk to."""
 
-    daemon_threads = True
-
-    def __init__(self, script: Script = SEARCHES) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.script = script
-        self.said = ""  # all that the agents have sent to the model
-        self.root = f"http://127.0.0.1:{self.server_port}"
-        self.url = f"{self.root}/v1"
+    def __init__(self, root: str, script: Script) -> None:
+        self.root, self.url = root, f"{root}/v1"
+        self.said = ""  # all that the agents have sent
+        self._script = script
+        self._numbers = itertools.count()
 
     def next_call(self, said: object, tools: Sequence[str], calls: int) -> tuple[str, Mapping[str, Any]] | None:
         """What an agent calls next after so many calls, of the tools that its client offers; None if it has finished."""
         text = json.dumps(said)
         self.said += text
-        plan = next((plan for prompt, plan in self.script.items() if prompt in text), ())
+        plan = next((plan for prompt, plan in self._script.items() if prompt in text), ())
         ends = [(next((tool for tool in tools if tool.endswith(name)), ""), arguments) for name, arguments in plan]
         return next(iter([one for one in ends if one[0]][calls:]), None)
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return self
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        if handler.command == "GET":
+            reply(handler, 200, {"content-type": "application/json"}, b'{"object": "list", "data": [], "models": []}')
+            return
+        body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        forms = {"/responses": _response, "/completions": _completion}
+        form = next((form for end, form in forms.items() if handler.path.endswith(end)), _message)
+        events = "".join(form(self, body, next(self._numbers)))
+        reply(handler, 200, {"content-type": "text/event-stream"}, events.encode())
 
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    numbers: ClassVar[Iterator[int]] = itertools.count()
-
-    def log_message(self, *_: object) -> None:
-        """Do not print."""
-
-    def do_GET(self) -> None:
-        self._send("application/json", json.dumps({"object": "list", "data": [], "models": []}))
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        number = next(self.numbers)
-        assert isinstance(self.server, Model)
-        if "/messages" in self.path:
-            events = _message(self.server, body, number)
-        else:
-            events = (_response if self.path.endswith("/responses") else _completion)(self.server, body, number)
-        self._send("text/event-stream", "".join(events))
-
-    def _send(self, kind: str, text: str) -> None:
-        self.send_response(200)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
+@contextmanager
+def serving(script: Script = SEARCHES) -> Iterator[Model]:
+    with web_server.serving(lambda handler: model.answer(handler)) as server:
+        model = Model(f"http://127.0.0.1:{server.server_port}", script)
+        yield model
 
 
 def _response(model: Model, body: dict[str, Any], number: int) -> list[str]:

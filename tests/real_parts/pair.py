@@ -1,6 +1,5 @@
 """One client with one server: what they do through the guard, and how it is judged."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.end_to_end.host import PATIENT_MS, ROOT, audit, budget, environment, policy, rule, total, until
+from tests.windows import processes
 
 from .matrix import Client, Feature, Server, step
 from .parts import Parts
@@ -40,7 +40,7 @@ class Pair:
         policy(self.home, "".join(rule("1/1h", user="*", tool=tool) for tool in sorted(limited)))
         self._work(self.client.command(self.parts, self.home), self.server.command(self.parts, self.home))
         self._judge_audit()
-        until(lambda: not _runs_on(self.home), "no process is left behind", most_pause_s=0.1)
+        until(lambda: not processes.with_variable("MCPGUARD_HOME", self.home), "no process is left behind", most_pause_s=0.1)
 
     def _guarded(self, server: Sequence[str], denials: str) -> list[str]:
         options = ["--user", "alice", "--server", self.server.name, "--denials", denials]
@@ -123,13 +123,3 @@ class Pair:
                 self.check(name, total(charged, "continued") >= 1, charged)
             if name == "cancel":
                 self.check(name, any(row.get("outcome") == "cancelled" for row in rows), rows)
-
-
-def _runs_on(home: Path) -> bool:
-    """Whether a process still has our folder in its environment; on Linux only."""
-    mark = f"MCPGUARD_HOME={home}\0".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (process / "environ").read_bytes():
-                return True
-    return False

@@ -20,7 +20,7 @@ from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, ROOT, budget, policy, 
 from tests.end_to_end.test_hook import PATIENCE
 from tests.missing import missing
 
-from .model import MAIN_PROMPT, SEARCHES, SUBAGENT_PROMPT, Model, Script
+from .model import MAIN_PROMPT, SEARCHES, SUBAGENT_PROMPT, Script, serving
 from .parts import MissingError, Parts
 
 pytestmark = pytest.mark.timeout(600)  # it may install them
@@ -28,21 +28,18 @@ pytestmark = pytest.mark.timeout(600)  # it may install them
 SERVER = ["run", "--server", "crm", "--", sys.executable, "-m", "mcpguard.demo.crm"]
 
 
-def client(parts: Parts, name: str) -> str:
+def client(parts: Parts, name: str, home: Path) -> str:
+    """The program of a client. Its home gets a store, with time for it on a busy machine."""
     if os.environ.get("MCPGUARD_REAL_AGENTS") != "1":
         missing("MCPGUARD_REAL_AGENTS is not 1: Claude Code, Codex and Copilot CLI take 1 GB")
     try:
         modules = parts.npm(name)
-        return str(next(modules.glob("@anthropic-ai/claude-code-*/claude"), modules / ".bin" / name))
     except MissingError as error:
         missing(str(error))
-
-
-def prepare(home: Path) -> None:
-    """Create the store, and give it time on a busy machine."""
     (home / "work").mkdir()
     budget(home / "guard", PATIENT_MS)
     SqliteStore(home / "guard" / "mcpguard.db").close()
+    return str(next(modules.glob("@anthropic-ai/claude-code-*/claude"), modules / ".bin" / name))
 
 
 def hook(home: Path, name: str, *options: str) -> str:
@@ -72,7 +69,7 @@ def run_codex(home: Path, codex: str, *, hooked: Mapping[str, Sequence[str]], sc
     settings = home / ".codex"
     settings.mkdir(exist_ok=True)
     command, *arguments = program(*SERVER)
-    with Model(script) as model:
+    with serving(script) as model:
         (settings / "config.toml").write_text(
             f"""
             model = "scripted"
@@ -106,16 +103,14 @@ def run_codex(home: Path, codex: str, *, hooked: Mapping[str, Sequence[str]], sc
     ids=["without the hook", "with the hook"],
 )
 def test_codexs_subagent_is_told_apart(tmp_path: Path, parts: Parts, with_hook: bool, subagent: tuple[str, str]) -> None:
-    codex = client(parts, "codex")
-    prepare(tmp_path)
+    codex = client(parts, "codex", tmp_path)
     run_codex(tmp_path, codex, hooked={"mcp__.*": ()} if with_hook else {})
     agents = [(row["agent"], row["agent_source"]) for row in rows(tmp_path)]
     assert agents == [("Codex::background::default", "meta"), subagent]  # `codex exec` runs without a person
 
 
 def test_copilots_subagent_is_told_apart_with_the_hook(tmp_path: Path, parts: Parts) -> None:
-    copilot = client(parts, "copilot")
-    prepare(tmp_path)
+    copilot = client(parts, "copilot", tmp_path)
     settings = tmp_path / ".copilot"
     (settings / "hooks").mkdir(parents=True)
     command, *arguments = program(*SERVER)
@@ -124,7 +119,7 @@ def test_copilots_subagent_is_told_apart_with_the_hook(tmp_path: Path, parts: Pa
     (settings / "mcp-config.json").write_text(json.dumps({"mcpServers": {"crm": server}}))
     entry = {"type": "command", "bash": hook(tmp_path, "copilot"), "timeoutSec": 60}
     (settings / "hooks" / "mcpguard.json").write_text(json.dumps({"version": 1, "hooks": {"preMcpToolCall": [entry]}}))
-    with Model() as model:
+    with serving() as model:
         agents = run(
             tmp_path,
             *(copilot, "--allow-all-tools", "-p", MAIN_PROMPT),
@@ -159,7 +154,7 @@ def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True,
     server = {"command": command, "args": arguments, "env": {"MCPGUARD_HOME": f"{home}/guard"}}
     (home / "mcp.json").write_text(json.dumps({"mcpServers": {"crm": server}}))
     servers = ("--plugin-dir", str(plugin)) if plugin else ("--mcp-config", str(home / "mcp.json"))
-    with Model(script) as model:
+    with serving(script) as model:
         run(
             home,
             *(claude, *servers, "-p", MAIN_PROMPT),
@@ -174,8 +169,7 @@ def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True,
 
 
 def test_claude_codes_web_searches_are_limited_over_sessions_and_subagents_by_its_hook(tmp_path: Path, parts: Parts) -> None:
-    claude = client(parts, "claude")
-    prepare(tmp_path)
+    claude = client(parts, "claude", tmp_path)
     policy(tmp_path / "guard", rule("10/1h", user="*", tool="WebSearch"))
     script: Script = {MAIN_PROMPT: [*[WEB] * 3, SUBAGENT, *[WEB] * 2], SUBAGENT_PROMPT: [WEB] * 3}
     assert "rate limit exceeded" not in run_claude(tmp_path, claude, script)
@@ -188,8 +182,7 @@ def test_claude_codes_web_searches_are_limited_over_sessions_and_subagents_by_it
 
 @pytest.mark.parametrize("enforce", [False, True], ids=["without the hook", "with the hook"])
 def test_claude_codes_guarded_call_counts_once(tmp_path: Path, parts: Parts, enforce: bool) -> None:
-    claude = client(parts, "claude")
-    prepare(tmp_path)
+    claude = client(parts, "claude", tmp_path)
     policy(tmp_path / "guard", rule("2/1h", user="*", tool="search_customers"))
     said = run_claude(tmp_path, claude, {MAIN_PROMPT: [SEARCH] * 3}, enforce=enforce)
     assert "Tool search_customers rate limit exceeded for user " in said
@@ -208,8 +201,7 @@ def plugin(home: Path, version: str) -> Path:
 
 
 def test_the_server_of_claude_codes_plugin_is_limited_by_the_hook_also_after_an_update(tmp_path: Path, parts: Parts) -> None:
-    claude = client(parts, "claude")
-    prepare(tmp_path)
+    claude = client(parts, "claude", tmp_path)
     policy(tmp_path / "guard", rule("3/1h", user="*", server="plugin:acme:*"))
     script: Script = {MAIN_PROMPT: [SEARCH] * 2}
     assert "rate limit exceeded" not in run_claude(tmp_path, claude, script, plugin=plugin(tmp_path, "1.0.0"))
@@ -219,8 +211,7 @@ def test_the_server_of_claude_codes_plugin_is_limited_by_the_hook_also_after_an_
 
 
 def test_codexs_commands_and_guarded_calls_are_limited_once_by_its_hook(tmp_path: Path, parts: Parts) -> None:
-    codex = client(parts, "codex")
-    prepare(tmp_path)
+    codex = client(parts, "codex", tmp_path)
     policy(tmp_path / "guard", rule("1/1h", user="*", tool="Bash") + rule("1/1h", user="*", tool="search_customers"))
     script: Script = {MAIN_PROMPT: [("exec_command", {"cmd": "true"}), SEARCH] * 2}
     said = run_codex(tmp_path, codex, hooked={"*": ("--enforce",)}, script=script)
