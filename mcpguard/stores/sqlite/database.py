@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
@@ -22,6 +23,12 @@ from mcpguard.stores.sqlite.places import Place
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
+
+CREATION_S: Final = 0.5
+"""How long a reader waits for the tables of a store that is being created."""
+
+LOOK_EVERY_S: Final = 0.01
+"""How often it looks."""
 
 _LOOK_S: Final = 0.05
 """How long a look waits that tells whether a database is locked. A transaction of a usual program is shorter."""
@@ -188,6 +195,19 @@ def require_schema(db: sqlite3.Connection, path: StrPath) -> int:
     if 0 < found <= _PREVIEWS:
         raise StoreUnavailable(f"{path} was written by an unreleased preview of mcpguard", "move it away: a new one is made")
     return found
+
+
+def await_schema(db: sqlite3.Connection, path: StrPath) -> None:
+    """Wait until the process that is creating a store has made its tables, all of which come at once.
+
+    Raises:
+        StoreUnavailable: See `require_schema`; or there are no tables after `CREATION_S`.
+    """
+    until_s = time.monotonic() + CREATION_S
+    while not require_schema(db, path):
+        if time.monotonic() > until_s:
+            raise damaged(path, _EMPTY)
+        time.sleep(LOOK_EVERY_S)
 
 
 def migrate(db: sqlite3.Connection, path: StrPath) -> None:

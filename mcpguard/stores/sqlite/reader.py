@@ -88,7 +88,7 @@ class SqliteReader:
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
             if log is None:  # else whoever opened it has asked, and the database may be locked
-                database.require_schema(self._db, path)
+                database.await_schema(self._db, path)
             undo.pop_all()
         self._log = log
         self.clock: Clock = self._shared_clock

@@ -29,7 +29,7 @@ from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
 from tests.callers import Caller
-from tests.stores.conftest import as_on, broken
+from tests.stores.conftest import around_next, as_on, broken
 from tests.stores.sqlite.conftest import (
     FIVE_A_MINUTE,
     Begin,
@@ -177,6 +177,21 @@ def test_what_is_wrong_with_a_database_and_what_to_do_is_told_and_it_stays_as_it
             use()
         assert re.match(hint, raised.value.hint)
     assert contents(path) == before
+
+
+def test_a_reader_that_comes_while_a_store_is_created_reads_it(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir(mode=0o700)
+    path.touch(0o600)  # as the process that creates the store does first
+    around_next(
+        monkeypatch,
+        database,
+        "require_schema",
+        after=lambda: around_next(monkeypatch, database, "require_schema", before=lambda: open_store().close()),
+    )
+    with contextlib.closing(SqliteReader(path)) as reader:
+        assert [*reader.counters(), *reader.entries()] == []
 
 
 NO_DATABASES = pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
