@@ -70,6 +70,11 @@ def of_another_group(file: Path) -> Callable[[int], os.stat_result]:
     return found
 
 
+def refusing(number: int) -> Callable[..., NoReturn]:
+    """A function of the system that fails with this number of `errno`."""
+    return raising(OSError(number, os.strerror(number)))
+
+
 def steps(do: Callable[[], object]) -> int:
     """The number of functions that `do` calls."""
     seen = 0

@@ -30,9 +30,7 @@ WORDS: Final = st.sampled_from(
         *("é😀", "it's", "", "a b", "#x", "//", "1", "true"),
     ]
 )
-PROGRAMS: Final = st.sampled_from(
-    ["npx", "uvx", "C:\\bin\\crm.exe", "${CRM:-crm}", "/opt/a b/crm", "mcpguard-crm", "é", "it's"]
-)
+PROGRAMS: Final = st.sampled_from(["npx", "uvx", "C:\\bin\\crm.exe", "${CRM:-crm}", "/opt/a b/crm", "mcpguard-x", "é", "it's"])
 
 
 def file(dialect: Dialect) -> st.SearchStrategy[File]:

@@ -5,14 +5,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import pytest
+import tomli_w
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client
 from mcpguard.clients.discovery import MAX_BYTES, FileFault, Machine, client_paths, entries_of, may_exist, read, sources
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
+from tests.build import refusing
 from tests.clients.installations import written
 
 
@@ -23,13 +25,8 @@ def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:
 @pytest.mark.parametrize(
     ("error", "may"), [(errno.ENOENT, False), (errno.ENOTDIR, False), (errno.EACCES, True), (errno.EIO, True)]
 )
-def test_only_a_file_that_is_not_found_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, may: bool
-) -> None:
-    def fail(_: Path) -> NoReturn:
-        raise OSError(error, os.strerror(error))
-
-    monkeypatch.setattr(os, "lstat", fail)
+def test_only_what_is_not_found_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, may: bool) -> None:
+    monkeypatch.setattr(os, "lstat", refusing(error))
     assert may_exist(tmp_path / "mcp.json") is may
 
 
@@ -54,12 +51,6 @@ MAC_APPS = "~/Library/Application Support"
 )
 def test_a_client_has_its_file_in_the_folder_that_each_system_has_for_it(key: str, linux: str, mac: str, windows: str) -> None:
     assert [paths(key, machine)[0] for machine in (LINUX, MAC, WINDOWS)] == [linux, mac, windows]
-
-
-def test_the_files_of_the_command_lines_of_cline_and_qwen_are_looked_for() -> None:
-    for machine in (LINUX, MAC, WINDOWS):
-        assert "~/.cline/data/settings/cline_mcp_settings.json" in paths("cline", machine)
-        assert paths("qwen", machine, Path("/p")) == ["/p/.qwen/settings.json"]
 
 
 @pytest.mark.posix  # the paths have no drive
@@ -102,18 +93,15 @@ SERVER = {"command": "npx", "args": ["-y"]}
 
 def sample(layout: Layout, dialect: Dialect) -> str:
     """A file with a server, in the client's own form."""
-    if dialect is Dialect.TOML:
-        return f'[{".".join(layout.path)}.crm]\n{layout.command} = "npx"\nargs = ["-y"]\n'
-    if dialect is Dialect.YAML:
-        (top,) = layout.path
-        if layout.is_list:
-            return f"{top}:\n  - name: crm\n    {layout.command}: npx\n    args:\n      - -y\n"
-        return f"{top}:\n  crm:\n    {layout.command}: npx\n    args: [-y]\n"
-    content: object = {layout.command: "npx", layout.args: ["-y"]} if layout.args else {layout.command: ["npx", "-y"]}
-    for key in filter(None, (layout.nested, "crm", *reversed(layout.path))):
+    entry: dict[str, Any] = {layout.command: "npx", layout.args: ["-y"]} if layout.args else {layout.command: ["npx", "-y"]}
+    entry = {layout.nested: entry} if layout.nested else entry
+    content: Any = [{"name": "crm"} | entry] if layout.is_list else {"crm": entry}
+    for key in reversed(layout.path):
         content = {key: content}
-    text = json.dumps(content, indent=2)
-    return text if dialect is Dialect.JSON else "// ours\n" + text.replace('"\n', '",\n', 1)
+    if dialect is Dialect.TOML:
+        return tomli_w.dumps(content)
+    text = json.dumps(content, indent=2)  # which is YAML, too
+    return text if dialect is not Dialect.JSONC else "// ours\n" + text.replace('"\n', '",\n', 1)
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.key for client in CLIENTS])

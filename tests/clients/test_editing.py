@@ -79,8 +79,8 @@ def test_servers_that_cannot_be_edited_are_named_and_the_others_are_edited(odd: 
     parts = [f"  s{at}:\n    ? command\n    : x\n" if at in odd else entry(Dialect.YAML, at) for at in range(41)]
     made = edited(("mcpServers:\n" + "".join(parts)).encode(), Dialect.YAML, edits(41, *GUARD))
     lines = ["mcpServers:\n", *parts]
-    assert [(fault.message, fault.line) for fault in made.faults] == [
-        (f"the server s{at} cannot be edited in place", "".join(lines[: at + 1]).count("\n") + 2) for at in sorted(odd)
+    assert [(fault.message, fault.line, fault.column) for fault in made.faults] == [
+        (f"the server s{at} cannot be edited in place", "".join(lines[: at + 1]).count("\n") + 2, 7) for at in sorted(odd)
     ]
     found = {one.name: one.guard for one in entries(made.data, SERVERS, Dialect.YAML)}
     assert found == {f"s{at}": None if at in odd else GUARD for at in range(41)}

@@ -124,9 +124,7 @@ def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", [".", "bin", ""])
-def test_a_relative_folder_of_the_path_makes_no_program_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touched: Path, path: str
-) -> None:
+def test_relative_folders_make_nothing_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touched: Path, path: str) -> None:
     impostor(tmp_path / NAME, touched)
     impostor(tmp_path / f"bin/{NAME}", touched)
     monkeypatch.chdir(tmp_path)

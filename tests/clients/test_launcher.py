@@ -6,12 +6,12 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
 from mcpguard.clients.launcher import PROGRAM, Launcher, find, is_same, launcher, may_vary, own_program, stable, words_of
 from mcpguard.errors import McpguardError
+from tests.build import refusing
 from tests.clients.installations import program
 from tests.links import follows_links
 
@@ -99,10 +99,7 @@ def test_a_place_that_may_go_is_warned_of(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_place_is_known_though_no_folder_takes_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> NoReturn:
-        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
-
-    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    monkeypatch.setattr(tempfile, "gettempdir", refusing(errno.ENOENT))
     here(monkeypatch, program(tmp_path / f"home/.cache/uv/archive-v0/x1/bin/{PROGRAM}"))
     (warning,) = launcher({}).warnings
     assert "is in a cache" in warning

@@ -38,16 +38,11 @@ def titles(account: Account, agent: str, *, hooks: bool = False) -> str:
 @pytest.mark.parametrize(
     ("agent", "clients"),
     [
-        *(
-            (agent, "claude-code copilot") for agent in ("*::subagent::*", "*::sub*::*")
-        ),  # Codex tells the tier without its hook
+        *((agent, "claude-code copilot") for agent in ("*::subagent::*", "*::sub*::*")),  # Codex tells the tier itself
         *((agent, "claude-code codex copilot") for agent in ("*::subagent::Explore", "*::*::Explore")),
         ("Claude Code::subagent::*", "claude-code"),
         ("Codex::subagent::explorer", "codex"),
-        *(
-            (agent, "")
-            for agent in ("Codex::subagent::*", "Cursor::subagent::*", "*::interactive::*", "*::background::nightly")
-        ),
+        *((agent, "") for agent in ("Codex::subagent::*", "Cursor::subagent::*", "*::interactive::*", "*::background::x")),
         *((agent, "") for agent in ("Claude Code::*::*", "*::*::default")),
     ],
 )

@@ -9,7 +9,6 @@ import pytest
 
 from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.plan import NAME, UndoRecord, is_running, load, save
-from mcpguard.errors import McpguardError
 
 ONE, TWO = UndoRecord("/a.json", ("mcpServers", "crm")), UndoRecord("/b.json", ("mcp", "x"))
 
@@ -43,14 +42,6 @@ def test_a_damaged_file_of_notes_has_none_and_is_replaced(state: Path, data: byt
     assert load(state) == set()
     save(state, added={ONE})
     assert load(state) == {ONE}
-
-
-@pytest.mark.posix
-def test_a_file_in_place_of_the_folder_is_reported(state: Path) -> None:
-    state.parent.write_bytes(b"")
-    assert load(state) == set()
-    with pytest.raises(McpguardError, match="cannot be written: Not a directory"):
-        save(state, added={ONE})
 
 
 DESKTOP = BY_KEY["claude-desktop"]

@@ -36,33 +36,29 @@ def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]
     return there[2:]
 
 
+SERVER_A = {
+    Dialect.JSON: '{"mcpServers": {"a": %s}, "x": "s3cret3"}',
+    Dialect.JSONC: '{"mcpServers": {"a": %s, } }',
+    Dialect.TOML: "mcpServers.a = %s # token=s3cret3",
+    Dialect.YAML: "mcpServers: {a: %s} # token=s3cret3",
+}
+
+
 @pytest.mark.parametrize(
-    ("dialect", "text"),
+    ("dialect", "entry"),
     [
-        (
-            Dialect.JSON,
-            '{"mcpServers": {"a": {"command": "npx", "args": ["--token", "s3cret1"], "env": {"A": "s3cret2", "N": 4711}}}}',
-        ),
-        (Dialect.JSONC, '{"mcpServers": {"a": { "env": {"A": "s3cret1"}, "command": "npx" /* token: s3cret2 */ }, } }'),
-        (
-            Dialect.TOML,
-            "mcpServers.a = {env = {A = 's3cret1', N = 4711}, command = 'npx', args = ['TOKEN=s3cret2']} # token=s3cret3",
-        ),
-        (Dialect.YAML, "mcpServers: {a: {env: {A: s3cret1, N: 4711}, command: npx, args: [--token=s3cret2]}} # token=s3cret3"),
-        (Dialect.YAML, "mcpServers: {a: {env: &e {A: s3cret1}, command: npx, x: *e}}"),
-        (Dialect.YAML, "mcpServers: {a: {command: npx, b: !t [s3cret1]}}"),
-        (
-            Dialect.YAML,
-            "mcpServers: {a: {command: npx, env: {A: s3cret4}}, b: {command: !t s3cret1, args: [[s3cret2], {c: s3cret3}]}}",
-        ),
-        (
-            Dialect.JSON,
-            '{"mcpServers": {"a": {"command": "npx", "headers": {"X": "s3cret1"}, "l": [["s3cret2"]]}}, "x": "s3cret3"}',
-        ),
+        (Dialect.JSON, '{"command": "npx", "args": ["--token", "s3cret1"], "env": {"A": "s3cret2", "N": 4711}}'),
+        (Dialect.JSON, '{"command": "npx", "headers": {"X": "s3cret1"}, "l": [["s3cret2"]]}'),
+        (Dialect.JSONC, '{ "env": {"A": "s3cret1"}, "command": "npx" /* token: s3cret2 */ }'),
+        (Dialect.TOML, "{env = {A = 's3cret1', N = 4711}, command = 'npx', args = ['TOKEN=s3cret2']}"),
+        (Dialect.YAML, "{env: {A: s3cret1, N: 4711}, command: npx, args: [--token=s3cret2]}"),
+        (Dialect.YAML, "{env: &e {A: s3cret1}, command: npx, x: *e}"),
+        (Dialect.YAML, "{command: npx, b: !t [s3cret1]}"),
+        (Dialect.YAML, "{command: npx, env: {A: s3cret4}}, b: {command: !t s3cret1, args: [[s3cret2], {c: s3cret3}]}"),
     ],
 )
-def test_values_of_variables_and_secrets_on_the_line_of_a_command_are_masked(dialect: Dialect, text: str) -> None:
-    shown = guarding(text, dialect)
+def test_values_of_variables_and_secrets_on_the_line_of_a_command_are_masked(dialect: Dialect, entry: str) -> None:
+    shown = guarding(SERVER_A[dialect] % entry, dialect)
     assert any("/x/mcpguard" in line for line in shown)
     assert any("npx" in line and line.startswith("-") for line in shown)
     assert [secret for secret in SECRETS if secret in "\n".join(shown)] == []
@@ -70,14 +66,12 @@ def test_values_of_variables_and_secrets_on_the_line_of_a_command_are_masked(dia
 
 
 def test_what_is_no_secret_is_shown_as_it_is_in_the_file() -> None:
-    text = (
-        '{"mcpServers": {\n  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "timeout": 20, "on": true }\n}}'
-    )
+    text = '{"mcpServers": {\n  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "t": 20, "on": true }\n}}'
     assert guarding(text, Dialect.JSON) == [
         "@@ -2,1 +2,1 @@",
-        '-  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "timeout": 20, "on": true }',
+        '-  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "t": 20, "on": true }',
         '+  "a": { "type": "stdio",  "command": "/x/mcpguard", "args": ["run", "--server", "crm", "--", "npx", "-y", "a@1"], '
-        '"timeout": 20, "on": true }',
+        '"t": 20, "on": true }',
     ]
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -18,7 +18,7 @@ from mcpguard.clients import plan
 from mcpguard.clients.discovery import FileFault
 from mcpguard.clients.plan import Change
 from mcpguard.files import force
-from tests.build import of_another_group
+from tests.build import of_another_group, refusing
 from tests.end_to_end.host import DEADLINE_S, ROOT
 from tests.links import follows_links
 
@@ -47,13 +47,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def refuse(number: int) -> Callable[..., NoReturn]:
-    def fail(*_: object, **__: object) -> NoReturn:
-        raise OSError(number, os.strerror(number))
-
-    return fail
-
-
 def test_the_content_is_replaced_and_the_old_one_is_saved_for_this_account_alone(file: Path, backups: Path) -> None:
     write(file, backups)
     assert (file.read_bytes(), names(file.parent)) == (NEW, ["mcp.json"])
@@ -62,12 +55,6 @@ def test_the_content_is_replaced_and_the_old_one_is_saved_for_this_account_alone
     assert backup.name.endswith("client-mcp.json")
     if sys.platform != "win32":  # which has access lists instead
         assert [stat.S_IMODE(path.stat().st_mode) for path in (backup, backups)] == [0o600, 0o700]
-
-
-def test_a_missing_file_is_made_with_its_folder(file: Path, backups: Path) -> None:
-    new = file.parent / "hooks" / "mcpguard.json"
-    write(new, backups, None)
-    assert new.read_bytes() == NEW
 
 
 def test_no_backup_is_ever_overwritten(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +108,7 @@ SWAPS: dict[str, tuple[Callable[[Path, Path], object], tuple[str, str], bytes]] 
     "link": (lambda file, other: relinked(file.parent / "link", other), CHANGED, OLD),
     "name": (
         lambda file, other: other.replace(file),
-        ("its name leads to another file by now", "check who else may write"),
+        ("its name leads to another file by now", "check who else may"),
         OLD,
     ),
 }
@@ -129,9 +116,7 @@ SWAPS: dict[str, tuple[Callable[[Path, Path], object], tuple[str, str], bytes]] 
 
 @pytest.mark.parametrize("swap", ["content", "link", pytest.param("name", marks=pytest.mark.posix)])
 @follows_links
-def test_a_file_that_changes_before_the_rename_is_left(
-    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, swap: str
-) -> None:
+def test_a_file_changed_before_the_rename_stays(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, swap: str) -> None:
     change, (what, hint), content = SWAPS[swap]
     link, other = file.parent / "link", file.with_name("other")
     link.symlink_to(file)
@@ -157,12 +142,10 @@ def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, 
     assert file.read_bytes() == b"the client's own copy"
 
 
-def test_a_file_that_cannot_be_read_after_the_rename_is_not_called_unchanged(
-    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_unreadable_by_then_is_not_called_unchanged(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damage(folder: Path) -> None:
         if folder == file.parent:
-            monkeypatch.setattr(plan, "read_at_once", refuse(errno.EIO))
+            monkeypatch.setattr(plan, "read_at_once", refusing(errno.EIO))
 
     monkeypatch.setattr(whole_files, "sync_folder", damage)
     write(file, backups)
@@ -187,10 +170,10 @@ def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed_nor_made
 @pytest.mark.parametrize(
     ("patches", "new", "said", "hint"),
     [
-        ({"unlink": refuse(errno.EROFS)}, None, "Read-only file system", "the file is on a read-only file system"),
+        ({"unlink": refusing(errno.EROFS)}, None, "Read-only file system", "the file is on a read-only file system"),
         ({"access": lambda *_: False}, NEW, "Permission denied", "give your account the right"),  # root may write to all
         pytest.param(
-            {"fchown": refuse(errno.EPERM)},
+            {"fchown": refusing(errno.EPERM)},
             NEW,
             "Operation not permitted",
             "if it belongs to another account, run this command as that account; else give the file a group of yours",
@@ -238,7 +221,7 @@ def test_a_file_is_left_if_the_disk_refuses_it_or_its_copy(
         return [path.read_bytes() for path in backups.iterdir() if path.name[0] != "."] if backups.exists() else []
 
     def refuse_later(*args: Any, **more: Any) -> Any:
-        return function(*args, **more) if is_copied and old and not copies() else refuse(errno.ENOSPC)()
+        return function(*args, **more) if is_copied and old and not copies() else refusing(errno.ENOSPC)()
 
     with monkeypatch.context() as patched:
         patched.setattr(os, step, refuse_later)

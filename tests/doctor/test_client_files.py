@@ -1,6 +1,5 @@
 """Checks of clients' files and hooks for `mcpguard doctor`."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -71,8 +70,8 @@ def test_without_a_client_there_is_no_check_and_it_says_so(machine: Machine) -> 
         ({"a": PROGRAM, "b": PROGRAM}, "2 of 2 servers guarded", ""),
         ({"a": PROGRAM, "b": NPX, "c": {"command": "uvx"}}, "1 of 3 servers guarded; unguarded: b, c", "install cursor"),
         (
-            {"a": PROGRAM, "far": FAR, "off": OFF},
-            f"1 of 2 servers guarded; unguarded: far; {ONE_OFF}",
+            {"a": PROGRAM, "f": FAR, "off": OFF},
+            f"1 of 2 servers guarded; unguarded: f; {ONE_OFF}",
             "install cursor --enforce",
         ),
         ({"off": OFF}, f"no server to guard; {ONE_OFF}", ""),
@@ -95,7 +94,7 @@ def test_a_file_that_cannot_be_read_is_not_ok(machine: Machine, monkeypatch: pyt
     file = cursor(machine.home)
     plugin = machine.home / ".claude/plugins/cache/market/crm/1.0/.mcp.json"
     for text, told, hint in (
-        ("{,", ":1:2: ", "fix the file, then run this again"),
+        ("{,", ":1:2", "fix the file, then run this again"),
         ("[" * 100_000, ": the", "correct the file"),
     ):
         written(file, text)
@@ -130,30 +129,6 @@ def test_what_is_wrong_with_a_mcpguard_is_told_of_all_its_servers_and_it_is_not_
     assert not touched.exists()
 
 
-@pytest.mark.posix
-def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine: Machine) -> None:
-    public = machine.home / "public"
-    path = impostor(public / "mcpguard", machine.home / "touched", __version__)
-    public.chmod(0o777)
-    file = cursor(machine.home, a=path)
-    reason = f"a: other accounts may change its mcpguard {path}: {public} may be written to by everybody"
-    unsafe = Check(f"Cursor (user scope), {file}", False, reason, INSTEAD)
-    hint = f"correct the entries that failed a check{MEANT}"
-    assert found(machine) == ([unsafe], Check(NAME, False, "0 of 1 server guarded", hint))
-    cursor(machine.home, a=path, b=NPX)
-    note = Check(unsafe.check, True, "0 of 2 servers guarded; unguarded: a, b", "mcpguard install cursor")
-    assert found(machine) == ([unsafe, note], Check(NAME, False, "0 of 2 servers guarded", f"mcpguard install{MEANT}"))
-    assert not (machine.home / "touched").exists()
-
-
-def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machine: Machine) -> None:
-    other = installed(machine.home / "x", "0.0.1")
-    file = cursor(machine.home, a={"command": other, "args": ["run", "--store", "redis://h/0", "--", "npx"]})
-    assert checks(machine)[0].hint.endswith(INSTEAD)
-    written(file, file.read_text("utf-8").replace(json.dumps(other), json.dumps(PROGRAM)))
-    assert [(check.ok, check.detail) for check in checks(machine)] == [(True, "1 of 1 server guarded")]
-
-
 def test_each_project_has_a_command_of_its_own_that_guards_its_servers(machine: Machine, project: Path) -> None:
     cursor(machine.home, a=NPX)
     cursor(project, d=NPX)
@@ -163,11 +138,16 @@ def test_each_project_has_a_command_of_its_own_that_guards_its_servers(machine: 
 
 def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machine, project: Path) -> None:
     path = impostor(project / "bin/mcpguard", project / "touched", __version__)
-    written(project / ".mcp.json", {"mcpServers": {"a": through(path), "b": through("./bin/mcpguard")}})
+    brought: dict[str, object] = {"a": through(path), "b": through("./bin/mcpguard")}
+    written(project / ".mcp.json", {"mcpServers": brought})
+    assert found(machine)[1].hint == f"correct the entries that failed a check{MEANT}"
+    written(project / ".mcp.json", {"mcpServers": brought | {"c": NPX}})
     some, total = found(machine)
     told = f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {path}"
-    assert {(check.ok, check.detail) for check in some} == {(False, f"{server}: {told}") for server in "ab"}
-    assert total.detail == "0 of 2 servers guarded"  # though three clients read the file
+    unsafe = {(False, f"{server}: {told}", INSTEAD) for server in "ab"}
+    assert {(check.ok, check.detail, check.hint) for check in some if not check.ok} == unsafe
+    assert {check.detail for check in some if check.ok} == {"0 of 3 servers guarded; unguarded: a, b, c"}
+    assert total.detail == "0 of 3 servers guarded"  # though three clients read the file
     assert not (project / "touched").exists()
 
 
@@ -178,10 +158,7 @@ def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machi
             *(".devcontainer.json", ("customizations", "vscode", "mcp", "servers"), "/in/it/mcpguard"),
             *("is in the container, so it is not checked from here", "run mcpguard doctor in the container"),
         ),
-        (
-            *(".cursor/mcp.json", ("mcpServers",), "${workspaceFolder}/mcpguard"),
-            *("is: ${workspaceFolder}/mcpguard", INSTEAD),
-        ),
+        (".cursor/mcp.json", ("mcpServers",), "${workspaceFolder}/mcpguard", "is: ${workspaceFolder}/mcpguard", INSTEAD),
     ],
     ids=["container", "client"],
 )

@@ -76,9 +76,7 @@ def usage_error(home: Path, *argv: str) -> list[str]:
     return done.stderr.splitlines()
 
 
-@pytest.mark.parametrize(
-    "env", [{"": "x"}, {"A=B": "x"}, {"A": "a\0b"}, pytest.param({"A": "\ud800"}, marks=pytest.mark.posix)]
-)
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "\0b"}, pytest.param({"A": "\ud800"}, marks=pytest.mark.posix)])
 def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
     cursor(tmp_path, crm={**SERVER, "env": env})
     message, hint = usage_error(tmp_path, "--server", "crm")
@@ -192,9 +190,7 @@ def test_entries_differ_neither_by_the_order_of_variables_nor_by_a_disabled_one(
     assert started("crm") == (PYTHON, SDK)
 
 
-def test_of_claude_codes_servers_of_projects_the_working_folders_is_started(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_claude_codes_servers_of_projects_the_working_folders_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, other = Path.cwd(), home / "other"
     other.mkdir()
     local: dict[str, Any] = {"mcpServers": {"crm": {"command": PYTHON, "args": ["server.py"]}}}

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.identity.keys import FETCH_S
 from tests import provider
 from tests.doctor.checks import doctor, of, only
 from tests.provider import ISSUER, KeyServer, settings, token, write_token
@@ -52,13 +51,6 @@ def test_the_key_server_is_asked_even_if_its_keys_are_cached(tmp_path: Path, key
     assert found.detail == f"{keys.url}: it answers with HTTP status 503"
     keys.status, keys.body = 200, b'{"keys": []}'
     assert "no key" in only(doctor(tmp_path, status=1), "keys").detail
-
-
-@pytest.mark.waits
-def test_a_key_server_that_does_not_answer_fails(tmp_path: Path, keys: KeyServer) -> None:
-    write_token(settings(tmp_path, keys.url), token())
-    keys.behaviour = lambda _: keys.pause()
-    assert only(doctor(tmp_path, status=1), "keys").detail == f"{keys.url}: no answer in {FETCH_S:g} s"
 
 
 def test_a_file_of_keys_is_read(tmp_path: Path) -> None:

@@ -48,12 +48,8 @@ def test_every_key_and_value_is_found_at_its_place(text: str) -> None:
 
 
 keys = st.text("ab. \"'#=[]\\\n\té", min_size=1, max_size=4)
-scalars = st.one_of(
-    st.booleans(), st.integers(-9, 9), st.floats(-9, 9), st.text("ab\"'#]}[\\\n,= é", max_size=5), st.datetimes()
-)
-trees = st.recursive(
-    scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)), max_leaves=8
-)
+scalars = st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text("ab\"'#]}[\\\n,= é", max_size=5) | st.datetimes()
+trees = st.recursive(scalars, lambda of: st.lists(of, max_size=3) | st.dictionaries(keys, of, max_size=3), max_leaves=8)
 
 
 @given(st.dictionaries(keys, trees, max_size=4))

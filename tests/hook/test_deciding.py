@@ -98,14 +98,6 @@ def test_eight_hooks_at_once_admit_no_call_too_many_though_some_are_killed(tmp_p
     assert enforce(tmp_path, used("WebSearch", "last"))
 
 
-def test_a_subagent_is_limited_by_its_name(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", agent="Claude Code::subagent::Explore", tool="Bash"))
-    assert not refusal(tmp_path, "Bash")
-    explore = {"agent_id": "a1", "agent_type": "Explore"}
-    found = refusal(tmp_path, "Bash", **explore)
-    assert found == "Tool Bash is denied by policy for agent Claude Code::subagent::Explore. Waiting does not help."
-
-
 GEMINI: Message = {"hook_event_name": "BeforeTool", "tool_name": "mcp_crm_search", "tool_input": {}, "cwd": "/none"}
 CURSOR: Message = {
     "cursor_version": "3", "hook_event_name": "beforeMCPExecution", "tool_name": "search", "mcp_server_name": "crm",
@@ -152,14 +144,6 @@ def test_a_call_that_reaches_a_wrapper_counts_once(tmp_path: Path) -> None:
     assert decisions(tmp_path) == ["allowed", "continued", "allowed", "continued", "rate_limited", "rate_limited"]
 
 
-def test_starter_rules_do_not_touch_built_in_tools(tmp_path: Path) -> None:
-    assert not refusal(tmp_path, "Bash")
-    assert not refusal(tmp_path, "mcp__crm__search")
-    first, second = rows(tmp_path)
-    assert "rule" not in first
-    assert second["rule"] == "user=* agent=*::interactive::*"
-
-
 def test_waits_and_caps_do_not_hold_a_hook_up(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="Bash", wait="5m") + '[[rule]]\ntool = "Bash"\nconcurrent = 1\n')
     assert not refusal(tmp_path, "Bash", "t1")
@@ -167,9 +151,7 @@ def test_waits_and_caps_do_not_hold_a_hook_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["hash", "none", "full"])
-def test_calls_that_fail_are_counted_where_the_client_tells_of_them_whatever_the_audit_keeps(
-    tmp_path: Path, arguments: str
-) -> None:
+def test_failed_calls_are_counted_if_the_client_tells_of_them_whatever_the_audit_keeps(tmp_path: Path, arguments: str) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="*", count="errors"))
     (tmp_path / "config.toml").write_text(f'[audit]\narguments = "{arguments}"\n')
     assert not refusal(tmp_path, "Bash", "t1")
@@ -192,9 +174,7 @@ def test_a_failure_that_a_wrapper_has_seen_is_not_counted_again(tmp_path: Path) 
     ("on_unavailable", "is_denied", "decision"),
     [("local", False, "allowed"), ("allow", False, "allowed_unavailable"), ("deny", True, "unavailable")],
 )
-def test_without_the_store_a_call_is_decided_as_on_unavailable_says(
-    tmp_path: Path, on_unavailable: str, is_denied: bool, decision: str
-) -> None:
+def test_without_the_store_on_unavailable_decides(tmp_path: Path, on_unavailable: str, is_denied: bool, decision: str) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="Bash"))
     SqliteStore(tmp_path / "mcpguard.db").close()
     good = (tmp_path / "mcpguard.db").read_bytes()
@@ -226,12 +206,6 @@ def test_a_call_that_has_failed_is_never_answered(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[store]\non_unavailable = 'never'\n")
     assert enforce(tmp_path, used("Bash")) != {}
     assert enforce(tmp_path, failed("Bash")) == {}
-
-
-def test_with_observe_nothing_is_denied(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="Bash"))
-    assert enforce(tmp_path, used("Bash"), "--observe") == {}
-    assert decisions(tmp_path) == ["would_deny"]
 
 
 @pytest.fixture
@@ -469,9 +443,5 @@ def test_it_loads_only_what_a_usual_decision_needs(tmp_path: Path) -> None:
 def test_what_the_policy_said_before_a_change_is_not_obeyed(tmp_path: Path) -> None:
     policy(tmp_path, rule("9/1h", tool="Bash"))
     assert not refusal(tmp_path, "Bash", "t1")
-    (kept,) = tmp_path.glob("policy-*.json")
     policy(tmp_path, rule("deny", tool="Bash"))
     assert "denied by policy" in refusal(tmp_path, "Bash", "t2")
-    for damaged in (b"", kept.read_bytes()[:-9], b"[]", b'{"of": 1}'):
-        kept.write_bytes(damaged)
-        assert "denied by policy" in refusal(tmp_path, "Bash", "t3")

@@ -29,11 +29,6 @@ def test_an_agent_has_three_parts_of_which_those_that_are_not_known_are_empty(te
     assert Agent.split(text) == (parts if len(parts) == 3 else None)
 
 
-def test_empty_parts_are_filled_from_another_agent() -> None:
-    assert Agent(tier="api").or_else(Agent("a", "b", "c")) == Agent("a", "api", "c")
-    assert Agent("x", "y", "z").or_else(Agent("a", "b", "c")) == Agent("x", "y", "z")
-
-
 @pytest.mark.parametrize(
     ("pattern", "agent", "matches"),
     [

@@ -119,14 +119,6 @@ def test_a_held_call_stays_its_subagents() -> None:
     assert agents(talk) == [(EXPLORE, "hook"), (EXPLORE, "hook")]
 
 
-@pytest.mark.parametrize("told", [{"thread_source": "user"}, {"thread_source": "subagent"}, {"turn_trigger": "exec"}])
-def test_codexs_meta_from_another_client_changes_nothing(told: dict[str, str]) -> None:
-    talk = after_the_handshake("claude-code")
-    turn = {"x-codex-turn-metadata": told}
-    talk.client(called("a", **by_id("t1", **turn)), called("b", **by_id("t2", **turn)), noted={"s t1": EXPLORE})
-    assert agents(talk) == [(EXPLORE, "hook"), ("Claude Code::interactive::default", "clientInfo")]
-
-
 def test_codexs_main_agent_has_no_note_whatever_one_says() -> None:
     talk = after_the_handshake("codex-mcp-client")
     stale = {f"{CODEX_SESSION} call_54_main": "Codex::subagent::explorer"}
@@ -140,18 +132,12 @@ CODEX_MAIN = ("Codex::background::default", "meta")
 CODEX_SUBAGENT = ("Codex::subagent::default", "meta")
 
 
-def codex(*, heavy: bool) -> Talk:
-    """A conversation with Codex, in which its main agent and a subagent each make a recorded call twice."""
+@pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
+def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
     talk = after_the_handshake("codex-mcp-client")
     more: dict[str, Any] = {"more": [[]] * (HEAVY_PARTS + 1)} if heavy else {}
     calls = [CODEX["main"]["params"], CODEX["subagent"]["params"]] * 2
     talk.client(*[request("tools/call", at, **params, **more) for at, params in enumerate(calls, 1)])
-    return talk
-
-
-@pytest.mark.parametrize("heavy", [False, True], ids=["light", "heavy"])
-def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
-    talk = codex(heavy=heavy)
     assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
     assert talk.looked_up == [f"{CODEX_SESSION} call_54_main", f"{CODEX_SESSION} call_58_sub"] * 2
 
@@ -200,13 +186,6 @@ def test_a_new_handshake_renames_the_client_and_a_calls_meta_only_for_that_call(
     talk.client(request("initialize", 2, capabilities={}), called("d"), called("e", **info), called("f"))
     names = [str(agent).partition("::")[0] for agent, _ in agents(talk)]
     assert names == ["Zed", "Zed", "Claude Desktop", "Goose", "unknown", "Zed", "unknown"]
-
-
-def test_without_trust_in_client_info_no_version_of_the_protocol_names_the_client() -> None:
-    talk = Talk(who=Identity("alice", "os", "crm", trust_client_info=False))
-    talk.client(request("initialize", 0, clientInfo={"name": "claude-ai"}), called("a"))
-    talk.client(called("b", _meta={INFO: {"name": "zed"}, "mcpguard/agent": "a::b::c"}), called("c", clientInfo={"name": "x"}))
-    assert agents(talk) == [("unknown::interactive::default", "default")] * 3
 
 
 # What a client says of itself loosens nothing

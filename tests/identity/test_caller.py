@@ -31,22 +31,21 @@ def test_clients_with_different_names_are_different_agents(one: str, other: str)
     assert len({agent(one)[0], agent(other)[0]}) == len(known)
 
 
-@pytest.mark.parametrize(
-    ("name", "client"),
-    [
-        *(("claude-ai", "Claude Desktop"), ("local-agent-mode-crm", "Claude Desktop")),
-        *(
-            ("Visual Studio Code - Insiders", "VS Code"),
-            ("gemini-cli-mcp-client-crm", "Gemini CLI"),
-            ("my-client", "my-client"),
-        ),
-        ("x::background::y", "x:\\:\\background:\\:\\y"),
-        ("x:", "x:\\"),
-        ("*", "*"),
-        ("", "unknown"),
-        (None, "unknown"),
-    ],
-)
+CLIENTS = {
+    "claude-ai": "Claude Desktop",
+    "local-agent-mode-crm": "Claude Desktop",
+    "Visual Studio Code - Insiders": "VS Code",
+    "gemini-cli-mcp-client-crm": "Gemini CLI",
+    "my-client": "my-client",
+    "x::background::y": "x:\\:\\background:\\:\\y",
+    "x:": "x:\\",
+    "*": "*",
+    "": "unknown",
+    None: "unknown",
+}
+
+
+@pytest.mark.parametrize(("name", "client"), CLIENTS.items())
 def test_an_unset_client_is_filled_from_client_info(name: str | None, client: str) -> None:
     assert agent(name) == (f"{client}::interactive::default", "clientInfo" if name else "default")
 
@@ -55,27 +54,26 @@ EXPLORE = "Claude Code::subagent::Explore"
 MINE = Agent("Mine")
 
 
-@pytest.mark.parametrize(
-    ("known", "expected"),
-    [
-        ({"parts": MINE}, ("Mine::interactive::default", "config")),
-        ({"parts": Agent("a", "b", "c"), "noted": EXPLORE}, ("a::b::c", "config")),
-        ({"parts": Agent(tier="api", name="job"), "trust_client_info": False}, ("unknown::api::job", "config")),
-        ({"noted": EXPLORE}, (EXPLORE, "hook")),
-        ({"noted": EXPLORE, "trust_client_info": False}, (EXPLORE, "hook")),
-        ({"noted": EXPLORE, "parts": MINE}, ("Mine::subagent::Explore", "hook")),
-        ({"noted": EXPLORE, "parts": Agent(tier="background")}, ("Claude Code::background::Explore", "hook")),
-        ({"noted": "Claude Code::::reviewer"}, ("Claude Code::interactive::reviewer", "hook")),
-        ({"meta_agent": "a::b::c", "trust_meta": True}, ("a::b::c", "meta")),
-        ({"meta_agent": "a::b::c", "trust_meta": True, "noted": EXPLORE}, ("a::b::c", "meta")),
-        ({"meta_agent": "a::b::c"}, ("Claude Code::interactive::default", "clientInfo")),
-    ],
-    ids=[
-        *("configured before clientInfo", "wholly configured", "no trust in clientInfo"),
-        *("noted", "noted without trust in clientInfo", "configured client before the note", "configured tier before the note"),
-        *("noted without a tier", "trusted meta", "trusted meta before the note", "untrusted meta"),
-    ],
-)
+BY_CLIENT_INFO = ("Claude Code::interactive::default", "clientInfo")
+SOURCES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
+    "configured before clientInfo": ({"parts": MINE}, ("Mine::interactive::default", "config")),
+    "wholly configured": ({"parts": Agent("a", "b", "c"), "noted": EXPLORE}, ("a::b::c", "config")),
+    "no trust in clientInfo": (
+        {"parts": Agent(tier="api", name="job"), "trust_client_info": False},
+        ("unknown::api::job", "config"),
+    ),
+    "noted": ({"noted": EXPLORE}, (EXPLORE, "hook")),
+    "noted without trust in clientInfo": ({"noted": EXPLORE, "trust_client_info": False}, (EXPLORE, "hook")),
+    "configured client before the note": ({"noted": EXPLORE, "parts": MINE}, ("Mine::subagent::Explore", "hook")),
+    "configured tier before the note": ({"noted": EXPLORE, "parts": Agent(tier="api")}, ("Claude Code::api::Explore", "hook")),
+    "noted without a tier": ({"noted": "Claude Code::::reviewer"}, ("Claude Code::interactive::reviewer", "hook")),
+    "trusted meta": ({"meta_agent": "a::b::c", "trust_meta": True}, ("a::b::c", "meta")),
+    "trusted meta before the note": ({"meta_agent": "a::b::c", "trust_meta": True, "noted": EXPLORE}, ("a::b::c", "meta")),
+    "untrusted meta": ({"meta_agent": "a::b::c"}, BY_CLIENT_INFO),
+}
+
+
+@pytest.mark.parametrize(("known", "expected"), SOURCES.values(), ids=SOURCES)
 def test_each_part_of_an_agent_has_the_first_source_that_knows_it(known: dict[str, Any], expected: tuple[str, str]) -> None:
     assert agent("claude-code", **known) == expected
 
@@ -86,8 +84,7 @@ def test_a_hooks_note_names_the_client_where_client_info_does_not() -> None:
 
 @pytest.mark.parametrize("odd", ["", "a", "a::b", "a::b::", "::b::c", "a::b::c::d"])
 def test_a_note_or_a_meta_without_a_valid_agent_is_ignored(odd: str) -> None:
-    assert agent("claude-code", noted=odd) == ("Claude Code::interactive::default", "clientInfo")
-    assert agent("claude-code", meta_agent=odd, trust_meta=True) == ("Claude Code::interactive::default", "clientInfo")
+    assert agent("claude-code", noted=odd) == agent("claude-code", meta_agent=odd, trust_meta=True) == BY_CLIENT_INFO
 
 
 def test_codexs_tier_fills_a_tier_that_is_neither_configured_nor_noted() -> None:

@@ -164,9 +164,7 @@ def test_a_token_in_another_place_is_refused_and_not_repeated(tmp_path: Path, ke
     assert not [part for part in text.split(".") if part in message + hint]
 
 
-@pytest.mark.parametrize(
-    "name", ["my.token.file", "a.b.c", "eyJhbGciOiJSUzI1NiJ9", "alice@idp.acme.com", "~/.config/acme/to.ken"]
-)
+@pytest.mark.parametrize("name", ["my.token.file", "a.b.c", "eyJhbGciOiJSUzI1NiJ9", "alice@acme.com", "~/.config/acme/to.ken"])
 def test_a_path_with_dots_is_not_taken_for_a_token(tmp_path: Path, name: str) -> None:
     found = loaded(tmp_path, f'{LEAST}token_file = "{name}"\n').jwt
     assert found

@@ -124,10 +124,7 @@ def signed(payload: bytes) -> str:
     [
         (b'{"sub":"alice","sub":"bob",%s}', "bob"),
         (b'{"sub":"alice",%s,"exp":1' + b"0" * 4000 + b"}", "has no time in exp"),
-        *(
-            (b'{"sub":"alice",%s,"exp":' + exp + b"}", NOT_A_JWT)
-            for exp in (b"NaN", b"-Infinity", b"1e999", b"1" + b"0" * 9000)
-        ),
+        *((b'{"sub":"alice",%s,"exp":' + exp + b"}", NOT_A_JWT) for exp in (b"NaN", b"-Infinity", b"1e999", b"9" * 9000)),
         (rb'{"sub":"\ud800",%s}', NOT_A_JWT),
         (rb'{"sub":"alice",%s,"roles":["\ud800"]}', NOT_A_JWT),
     ],
@@ -197,7 +194,7 @@ NO_TOKENS = [
     [
         (b"", "is empty"),
         *((one, NOT_A_JWT) for one in NO_TOKENS),
-        (os.urandom(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
+        (bytes(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
     ],
     ids=range(14),
 )

@@ -127,7 +127,7 @@ def test_while_the_provider_is_down_the_message_says_so_without_the_urls_secret(
     remote.now_s += REFRESH_S
     remote.polls()
     assert told(remote.source.begin()) == "alice"
-    assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in tmp_path.glob("jwks-*"))])
+    assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in tmp_path.glob("state/jwks-*"))])
 
 
 @pytest.mark.parametrize("published", [(), (key_set(jwk(number=1)),)])

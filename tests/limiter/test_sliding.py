@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from mcpguard.limiter import sliding
-from mcpguard.limiter.sliding import EMPTY, Decision, Limit, State, charge, decide, live, merge, retry_after, shift, used
+from mcpguard.limiter.sliding import EMPTY, Decision, Limit, State, charge, decide, live, merge, shift, used
 
 WINDOW_US = 1000
 
@@ -223,11 +223,6 @@ def test_a_call_that_is_denied_neither_charges_nor_reports_observed_rules() -> N
 def test_an_observed_denial_admits() -> None:
     decision = decide([Limit(0, 0, -1, observe=True)], [], 0)
     assert (decision.admitted, decision.exceeded) == (True, (sliding.Exceeded(0, None),))
-
-
-def test_a_cost_above_the_limit_is_never_admitted() -> None:
-    assert retry_after(EMPTY, 2, WINDOW_US, 0, cost=3) is None
-    assert retry_after(EMPTY, 3, WINDOW_US, 0, cost=3) == 0
 
 
 def test_a_log_whose_entries_have_all_left_the_window_is_empty() -> None:

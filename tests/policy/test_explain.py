@@ -3,6 +3,7 @@ import pytest
 from mcpguard.policy.explain import cost_sentence, sentences
 from tests.policy.rules import policy
 
+EVERYBODY = "All users together may call"
 TOGETHER = ", counting all tools together"
 
 
@@ -14,52 +15,39 @@ def said(*rules: str, costs: tuple[str, ...] = ()) -> str:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("user='*' tool='search'", "Each user may call search 5 times a minute."),
-        ("user='bob' tool='search'", "bob may call search 5 times a minute."),
-        ("tool='search'", "All users together may call search 5 times a minute."),
-        ("user='*'", f"Each user may call tools 5 times a minute{TOGETHER}."),
-        ("", f"All users together may call tools 5 times a minute{TOGETHER}."),
-        ("user='*' agent='*::*::*'", f"Each user may call tools 5 times a minute through each agent{TOGETHER}."),
-        ("user='*' agent='A::b::C'", f"Each user may call tools 5 times a minute through agent A::b::C{TOGETHER}."),
+        ("user='*' tool='search'", "Each user may call search once a minute"),
+        ("user='bob' tool='search'", "bob may call search once a minute"),
+        ("tool='search'", f"{EVERYBODY} search once a minute"),
+        ("user='*'", f"Each user may call tools once a minute{TOGETHER}"),
+        ("", f"{EVERYBODY} tools once a minute{TOGETHER}"),
+        ("user='*' agent='*::*::*'", f"Each user may call tools once a minute through each agent{TOGETHER}"),
+        ("user='*' agent='A::b::C'", f"Each user may call tools once a minute through agent A::b::C{TOGETHER}"),
         (
             "user='*' agent='*::api::*' per=['user']",
-            "Each user may call tools 5 times a minute through agents *::api::*, counting all tools and these agents together.",
+            "Each user may call tools once a minute through agents *::api::*, counting all tools and these agents together",
         ),
-        (
-            "agent='*::api::*'",
-            f"All users together may call tools 5 times a minute through each agent matching *::api::*{TOGETHER}.",
-        ),
-        (
-            "user='*@acme.com' tool='crm_*'",
-            "Each user matching *@acme.com may call each tool matching crm_* of each server 5 times a minute.",
-        ),
-        ("tool='*'", "All users together may call each tool of each server 5 times a minute."),
-        (
-            "tool='crm_*' per=[]",
-            "All users together may call tools matching crm_* 5 times a minute, counting these tools and all servers together.",
-        ),
+        ("agent='*::api::*'", f"{EVERYBODY} tools once a minute through each agent matching *::api::*{TOGETHER}"),
+        ("user='*@x' tool='c_*'", "Each user matching *@x may call each tool matching c_* of each server once a minute"),
+        ("tool='*'", f"{EVERYBODY} each tool of each server once a minute"),
+        ("tool='c_*' per=[]", f"{EVERYBODY} tools matching c_* once a minute, counting these tools and all servers together"),
         (
             "tool='*' server='s*' per=[]",
-            "All users together may call tools of servers matching s* 5 times a minute,"
-            " counting all tools and these servers together.",
+            f"{EVERYBODY} tools of servers matching s* once a minute, counting all tools and these servers together",
         ),
-        ("tool='search' per=['user']", "Each user may call search 5 times a minute, counting all servers together."),
-        ("tool='search' server='c*'", "All users together may call search of each server matching c* 5 times a minute."),
-        ("user='*' server='crm'", f"Each user may call tools of crm 5 times a minute{TOGETHER}."),
-        ("server='c*'", f"All users together may call tools of each server matching c* 5 times a minute{TOGETHER}."),
-        (
-            "server='*' per=[]",
-            "All users together may call tools 5 times a minute, counting all tools and all servers together.",
-        ),
-        ("user='*' role='support' tool='t'", "Each user with role support may call t 5 times a minute."),
+        ("tool='search' per=['user']", "Each user may call search once a minute, counting all servers together"),
+        ("tool='search' server='c*'", f"{EVERYBODY} search of each server matching c* once a minute"),
+        ("user='*' server='crm'", f"Each user may call tools of crm once a minute{TOGETHER}"),
+        ("server='c*'", f"{EVERYBODY} tools of each server matching c* once a minute{TOGETHER}"),
+        ("server='*' per=[]", f"{EVERYBODY} tools once a minute, counting all tools and all servers together"),
+        ("user='*' role='support' tool='t'", "Each user with role support may call t once a minute"),
         (
             "role=['a', 'b', 'c*'] scope='s' tool='t'",
-            "All users with roles a and b, a role matching c* and scope s together may call t 5 times a minute.",
+            "All users with roles a and b, a role matching c* and scope s together may call t once a minute",
         ),
     ],
 )
 def test_a_sentence_says_who_can_call_what_and_who_shares_a_counter(rule: str, words: str) -> None:
-    assert said(f"{rule} limit='5/1m'") == words
+    assert said(f"{rule} limit='1/1m'") == f"{words}."
 
 
 @pytest.mark.parametrize(
@@ -109,17 +97,17 @@ def test_an_unlimited_rule_is_described_as_an_exception_from_what_it_counts(rule
     assert said(f"{rule} limit='unlimited'") == f"{words}, unless another rule applies."
 
 
+CAPPED = "All users together may have at most"
+
+
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
         ("user='*' tool='t'", "Each user may have at most 2 calls of t in flight at once."),
-        ("tool='t*'", "All users together may have at most 2 calls of each tool matching t* of each server in flight at once."),
+        ("tool='t*'", f"{CAPPED} 2 calls of each tool matching t* of each server in flight at once."),
         ("user='*' server='crm'", f"Each user may have at most 2 calls of tools of crm in flight at once{TOGETHER}."),
         ("user='bob'", f"bob may have at most 2 calls in flight at once{TOGETHER}."),
-        (
-            "agent='*::api::*' tool='t'",
-            "All users together may have at most 2 calls of t in flight at once through each agent matching *::api::*.",
-        ),
+        ("agent='*::a::*' tool='t'", f"{CAPPED} 2 calls of t in flight at once through each agent matching *::a::*."),
         ("user='*' tool='t' limit='5/1m'", "Each user may call t 5 times a minute; at most 2 calls may be in flight at once."),
     ],
 )
@@ -137,12 +125,12 @@ def test_a_cap_of_one_and_no_cap_are_described() -> None:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("tool='t' server='crm' limit='3/1m'", "All users together may call t of crm until calls fail 3 times a minute."),
+        ("tool='t' server='crm' limit='3/1m'", f"{EVERYBODY} t of crm until calls fail 3 times a minute."),
         ("user='*' tool='t' limit=['1/1m', '9/1h']", "Each user may call t until calls fail once a minute or 9 times an hour."),
-        ("limit='3/1m'", f"All users together may call tools until calls fail 3 times a minute{TOGETHER}."),
+        ("limit='3/1m'", f"{EVERYBODY} tools until calls fail 3 times a minute{TOGETHER}."),
         (
-            "agent='*::api::*' tool='t' limit='3/1m'",
-            "All users together may call t until calls fail 3 times a minute through each agent matching *::api::*.",
+            "agent='*::a::*' tool='t' limit='1/1m'",
+            f"{EVERYBODY} t until calls fail once a minute through each agent matching *::a::*.",
         ),
         ("tool='t' limit='3/session'", "Each user may call t until calls fail 3 times a session."),
     ],
@@ -175,21 +163,21 @@ def test_a_cost_is_described_in_a_sentence() -> None:
     ("rule", "words"),
     [
         (
-            "per=['user', 'arguments']",
-            "Each user may call t 5 times a minute; calls with different arguments are counted separately.",
+            "per=['user','arguments']",
+            "Each user may call t once a day; calls with different arguments are counted separately.",
         ),
         (
             "per=['session']",
-            "Each user may call t 5 times a minute, counting all servers together; sessions are counted separately.",
+            "Each user may call t once a day, counting all servers together; sessions are counted separately.",
         ),
-        ("user='bob' wait='5s'", "bob may call t 5 times a minute; a refused call waits up to 5 seconds."),
-        ("user='bob' wait='1h'", "bob may call t 5 times a minute; a refused call waits up to 1 hour."),
-        ("user='bob' wait='0s'", "bob may call t 5 times a minute; a refused call never waits."),
-        ("user='bob' warn='80%'", "bob may call t 5 times a minute; mcpguard warns at 80% of the limit."),
+        ("user='bob' wait='5s'", "bob may call t once a day; a refused call waits up to 5 seconds."),
+        ("user='bob' wait='1h'", "bob may call t once a day; a refused call waits up to 1 hour."),
+        ("user='bob' wait='0s'", "bob may call t once a day; a refused call never waits."),
+        ("user='bob' warn='80%'", "bob may call t once a day; mcpguard warns at 80% of the limit."),
     ],
 )
 def test_a_sentence_says_what_is_counted_separately_how_long_calls_wait_and_when_mcpguard_warns(rule: str, words: str) -> None:
-    assert said(f"{rule} tool='t' limit='5/1m'") == words
+    assert said(f"{rule} tool='t' limit='1/1d'") == words
 
 
 @pytest.mark.parametrize(
@@ -210,8 +198,7 @@ def test_a_sentence_says_what_is_counted_separately_how_long_calls_wait_and_when
         ),
         (
             "per=['arguments'] concurrent=2",
-            "All users together may have at most 2 calls of t in flight at once;"
-            " calls with different arguments are counted separately.",
+            f"{CAPPED} 2 calls of t in flight at once; calls with different arguments are counted separately.",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from mcpguard.policy import file
 from mcpguard.policy.file import AT_ONCE_BYTES, PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from tests.build import raising
+from tests.build import raising, refusing
 
 
 def rule(limit: str) -> str:
@@ -36,7 +36,8 @@ def limit(found: Policy | PolicyError | None) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "policy.toml"
+    (tmp_path / "team").mkdir()
+    return tmp_path / "team/policy.toml"
 
 
 @pytest.fixture
@@ -85,39 +86,30 @@ def remove_and_make_anew(path: Path) -> None:
     path.write_text(NEW)
 
 
-CHANGES: dict[str, Callable[[Path], object]] = {
+def replace_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("before"))
+    path.parent.mkdir()
+    path.write_text(NEW)
+
+
+Change = Callable[[Path], object]
+CHANGES: dict[str, Change] = {
     "edited": lambda path: path.write_text(NEW),
     "edited, with the time kept": edit_and_keep_the_time,
     "replaced": replace,
     "renamed and made anew": lambda path: path.rename(path.with_suffix(".old")).with_name(path.name).write_text(NEW),
     "removed and made anew": remove_and_make_anew,
+    "in another folder of that name": replace_folder,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_every_change_is_found_by_the_next_poll(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
-) -> None:
+def test_the_next_poll_finds_a_change(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     settle(path, monkeypatch)
     assert running.poll() is None
     change(path)
     assert limit(running.poll()) == "2/1h"
     assert running.poll() is None
-
-
-@pytest.mark.posix
-def test_a_folder_in_the_place_of_the_files_folder_is_found(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = path.parent / "team" / "policy.toml"
-    for folder, text in ("team", "1/1h"), ("other", "2/1h"):
-        (path.parent / folder).mkdir()
-        (path.parent / folder / "policy.toml").write_text(rule(text))
-    running = PolicyFile(file)
-    running.begin()
-    settle(file, monkeypatch)
-    assert running.poll() is None
-    file.parent.rename(path.parent / "before")
-    (path.parent / "other").rename(file.parent)
-    assert limit(running.poll()) == "2/1h"
 
 
 @pytest.mark.posix
@@ -175,9 +167,7 @@ def remove(path: Path) -> str:
 
 
 @pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=pytest.mark.posix)])
-def test_a_file_that_goes_is_reported_once_until_it_is_back(
-    running: PolicyFile, path: Path, fault: Callable[[Path], str]
-) -> None:
+def test_a_file_that_goes_is_told_once_until_it_is_back(running: PolicyFile, path: Path, fault: Callable[[Path], str]) -> None:
     told = fault(path)
     assert limit(running.poll()) == told
     assert running.poll() is None
@@ -196,9 +186,7 @@ def test_a_file_that_goes_is_reported_once_until_it_is_back(
         (b"[[rule]]\n", "line 1: rule 1: no limit"),
     ],
 )
-def test_a_broken_file_is_reported_once_until_it_is_corrected(
-    running: PolicyFile, path: Path, content: bytes, words: str
-) -> None:
+def test_a_broken_file_is_told_once_until_it_is_corrected(running: PolicyFile, path: Path, content: bytes, words: str) -> None:
     path.write_bytes(content)
     assert f"{path}: {words}" in limit(running.poll())
     assert running.poll() is None
@@ -238,9 +226,7 @@ def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an edit"])
-def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_later(
-    path: Path, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_later(path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     path.write_text(rule("1/1h"))
     file = PolicyFile(path)
     if when == "after an edit":
@@ -248,7 +234,7 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_later(
         path.write_text(rule("22/1h"))
     settle(path, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr(followed_file, "read_at_once", raising(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+        patched.setattr(followed_file, "read_at_once", refusing(errno.EMFILE))
         found = file.begin() if when == "at the start" else file.poll()
         assert isinstance(found, PolicyError)
         assert file.poll() is None  # it is reported once

@@ -6,7 +6,6 @@ import pytest
 
 from mcpguard.policy.lint import Capped, Tightness, still_capped
 from mcpguard.policy.parse import STARTER
-from tests.build import steps
 from tests.policy.rules import policy
 
 
@@ -114,9 +113,7 @@ def test_an_untouched_starter_rule_is_warned_of_if_it_is_slower_and_noted_if_it_
     assert still_capped(policy("tool='a' limit='10/1s'", head=STARTER)).notes == []
     texts = "user='alice' tool='a' limit='100/1h'", "user='bob' tool='a' limit='50/1h'"
     assert warned(*texts, head=STARTER) == []
-    assert [
-        re.sub(r".*(rule . ).*(calls of .*);.*", r"\1\2", note) for note in still_capped(policy(*texts, head=STARTER)).notes
-    ] == [
+    assert [re.sub(r".*(rule . ).*(calls.*);.*", r"\1\2", one) for one in still_capped(policy(*texts, head=STARTER)).notes] == [
         "rule 2 calls of rule 5 more tightly, at 60/1m",
         "rule 3 calls of rules 5 and 6 more tightly, at 30/1m",
         "rule 4 calls of rules 5 and 6 more tightly, at 30/1m",
@@ -126,13 +123,3 @@ def test_an_untouched_starter_rule_is_warned_of_if_it_is_slower_and_noted_if_it_
 def test_a_tighter_rule_of_the_user_makes_no_starter_rule_a_mistake() -> None:
     assert warned("user='*' per=['user'] limit='5/1h'", head=STARTER) == []
     assert still_capped(policy("user='*' per=['user'] limit='5/1h'", head=STARTER)).notes == []
-
-
-@pytest.mark.parametrize("text", ["tool='t{}' limit='1/1s'", "user='u{}' tool='x' limit='1/1s'"])
-@pytest.mark.no_cover
-def test_finding_tighter_rules_takes_time_linear_in_the_number_of_rules(text: str) -> None:
-    def of(rules: int) -> int:
-        found = policy(*[text.replace("{}", str(at)) for at in range(rules)], head=STARTER)
-        return steps(lambda: still_capped(found))
-
-    assert of(400) <= 4.5 * of(100)

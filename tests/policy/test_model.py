@@ -24,18 +24,16 @@ def label(plan: Plan, at: int = 0) -> list[object]:
 # Matching and yielding
 
 
-@pytest.mark.parametrize(
-    ("rule", "matches"),
-    [
-        *(
-            (rule, True)
-            for rule in ("", "user='alice'", "user='ali*'", "server='crm' tool='search'", "agent='*::interactive::*'")
-        ),
-        *((rule, False) for rule in ("user='bob'", "server='other' tool='search'")),
-        *((rule, True) for rule in ("role='admin'", "role=['admin', 'dev']", "role='*'", "scope='crm.*'")),
-        *((rule, False) for rule in ("role=['admin', 'ops']", "scope='mail.*'", "scope='admin'")),
-    ],
-)
+MATCHING = {
+    True: (
+        *("", "user='alice'", "user='ali*'", "server='crm' tool='search'", "agent='*::interactive::*'"),
+        *("role='admin'", "role=['admin', 'dev']", "role='*'", "scope='crm.*'"),
+    ),
+    False: ("user='bob'", "server='other' tool='search'", "role=['admin', 'ops']", "scope='mail.*'", "scope='admin'"),
+}
+
+
+@pytest.mark.parametrize(("matches", "rule"), [(matches, rule) for matches, rules in MATCHING.items() for rule in rules])
 def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> None:
     call = ALICE._replace(roles=("admin", "dev"), scopes=("crm.read",))
     assert bool(policy(f"{rule} limit='1/1s'").applying(call)) is matches
@@ -57,13 +55,11 @@ def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
 
 few = st.text("ab*", min_size=1, max_size=4)
 one = few.map(lambda text: (text,))
-several = st.lists(few, min_size=1, max_size=2).map(tuple)
+some = st.lists(few, min_size=1, max_size=2).map(tuple)
 agents = st.tuples(few, few, few).map(lambda parts: ("::".join(parts),))
 some_rules = st.builds(
     lambda selectors, per, counts: Rule(selectors, per, counts=counts),
-    st.fixed_dictionaries(
-        {}, optional={"user": one, "agent": agents, "tool": one, "server": one, "role": several, "scope": several}
-    ),
+    st.fixed_dictionaries({}, optional={"user": one, "agent": agents, "tool": one, "server": one, "role": some, "scope": some}),
     st.sampled_from([frozenset[str](), frozenset({"user"}), frozenset({"tool", "server"})]),
     st.sampled_from(["calls", "calls", "cost", "errors"]),
 )
@@ -124,18 +120,17 @@ def test_names_cannot_forge_another_counter() -> None:
     assert len(counters) == len(names) ** 2
 
 
-@pytest.mark.parametrize(
-    ("rule", "axis"),
-    [
-        *(
-            (rule, "agent")
-            for rule in ("user='*' tool='x' agent='*'", "user='*' agent='*' per=[]", "agent='*' per=['session']")
-        ),
-        *((rule, "user") for rule in ("user='*' tool='x'", "user='*' agent='*' per=['user']", "user='*' per=[]")),
-        *((rule, "user") for rule in ("user='*' per=['server']", "user='*' agent='*' per=['user', 'session']")),
-        *((rule, "tool") for rule in ("tool='x'", "server='x'", "", "user='*' tool='*' agent='*' per=[]", "per=['session']")),
-    ],
-)
+AXES = {
+    "agent": ("user='*' tool='x' agent='*'", "user='*' agent='*' per=[]", "agent='*' per=['session']"),
+    "user": (
+        *("user='*' tool='x'", "user='*' agent='*' per=['user']", "user='*' per=[]", "user='*' per=['server']"),
+        "user='*' agent='*' per=['user', 'session']",
+    ),
+    "tool": ("tool='x'", "server='x'", "", "user='*' tool='*' agent='*' per=[]", "per=['session']"),
+}
+
+
+@pytest.mark.parametrize(("axis", "rule"), [(axis, rule) for axis in AXES for rule in AXES[axis]])
 def test_the_axis_of_a_limit_follows_from_per_and_the_selectors(rule: str, axis: str) -> None:
     assert policy(f"{rule} limit='1/1s'").rules[0].axis == policy(f"{rule} limit='1/session'").rules[0].axis == axis
 
@@ -198,11 +193,7 @@ def test_the_limits_of_a_plan_are_reported_as_those_of_their_rules() -> None:
 def test_parts_are_overridden_by_the_same_parts_only() -> None:
     both = "user='*' limit='5/1m' concurrent=2"
     found = policy(both, "user='alice' limit='9/1m'", "user='a*' concurrent=3", "user='al*' limit='7/1m' count='errors'")
-    assert [(rule.limits_text, at) for rule, at in found.applying(ALICE)] == [
-        ("9/1m", 1),
-        ("3-in-flight", 2),
-        ("7-errors/1m", 3),
-    ]
+    assert [(one.limits_text, at) for one, at in found.applying(ALICE)] == [("9/1m", 1), ("3-in-flight", 2), ("7-errors/1m", 3)]
     assert overriding(found) == [[1, 2], [], [], []]
 
 

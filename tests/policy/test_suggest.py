@@ -217,21 +217,8 @@ def test_a_day_and_a_hundred_calls_are_enough_history(rows: list[dict[str, objec
     assert findings(NO_RULES, rows).is_enough is enough
 
 
-def test_without_calls_there_is_nothing_to_suggest() -> None:
-    found = findings(NO_RULES, [])
-    assert (found.calls, found.first_us, found.last_us, found.suggestions) == (0, 0, 0, ())
-
-
-def test_rows_in_any_order_count_at_their_own_time() -> None:
-    rows = calls(400, 10 * SECOND_US)
-    rows.sort(key=lambda one: int(str(one["time_us"])) * 7919 % 4093)
-    assert of_search("'100/1m'", rows).limits[0].peak.calls == 6
-
-
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 7200), st.sampled_from(["alice", "bob"]), st.sampled_from("ab")), min_size=40, max_size=150
-    ),
+    st.lists(st.tuples(st.integers(0, 7200), st.sampled_from(["al", "bob"]), st.sampled_from("ab")), min_size=40, max_size=150),
     st.sampled_from(
         [NO_RULES, STARTER, written("user='*' tool='b' limit=['9/1m', '30/1h']"), written("tool='a' limit='400/7m'")]
     ),

@@ -184,14 +184,6 @@ def test_a_name_with_an_asterisk_has_a_rule_only_if_it_matches_no_tool_of_anothe
     assert findings.left_out == ["a*b"]
 
 
-def test_a_server_without_tools_and_tools_without_a_name_have_no_rules() -> None:
-    assert found([]) == found([ServerTool("")]) == ToolFindings([], [], [])
-
-
-def test_a_tool_that_is_listed_twice_is_one_tool() -> None:
-    assert found([*reading("a"), *reading("a")]) == found(reading("a"))
-
-
 def test_no_starter_rule_caps_a_suggested_limit_more_tightly() -> None:
     names = ((f"tool_{number}", limit) for number, kind in enumerate(KINDS) for limit in kind.limits)
     rules = "".join(rule(limit, user="*", server="crm", tool=f"{name}_{limit}") for name, limit in names)

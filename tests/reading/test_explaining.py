@@ -167,12 +167,10 @@ def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
     assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; check the spelling"]
 
 
-def test_of_a_built_in_tool_is_told_what_a_hook_does_not_do_and_that_starter_rules_do_not_apply(home: Home) -> None:
+def test_of_a_built_in_tool_is_told_what_a_hook_does_not_do(home: Home) -> None:
     home.policy = parse(STARTER + rule("2/1h", tool="Bash", wait="5s"))
-    found = home.explain(tool="Bash", server="built-in", who=identity(agent="a::api::b"))
+    home.explain(tool="Bash", server="built-in")
     assert home.warnings == ["line 24: rule 5 (tool=Bash): a hook decides calls of built-in tools: it makes no call wait"]
-    assert [match.status for match in found.matches] == ["no match"] * 4 + ["applies"]
-    assert "starter rules do not apply to built-in tools" in found.matches[3].reason
 
 
 # Caps, cost, errors, arguments and waits
@@ -208,13 +206,6 @@ def test_a_call_that_would_wait_for_room_is_told(home: Home) -> None:
     assert not home.explain("other").is_held
     beyond(home, cap + rule("1/1h", tool="echo"), "echo")
     assert not home.explain().is_held
-
-
-def test_a_call_that_costs_more_than_a_limit_never_has_room(home: Home) -> None:
-    beyond(home, rule("9/1h", count="cost", wait="1h") + '[[cost]]\ntool = "echo"\ncost = 10\n')
-    found = home.explain()
-    assert found.headrooms[0][0].is_too_costly
-    assert (home.verdict().reason, found.is_held) == ("too_costly", False)
 
 
 OF_ARGUMENTS = rule("2/1h", tool="echo", per=["user", "arguments"])
@@ -312,9 +303,7 @@ def test_the_parts_of_the_agent_that_the_token_does_not_name_are_given(home: Hom
         assert len(home.warnings) == 1  # of the first, whose name is another
 
 
-def test_no_token_is_read_for_a_user_that_is_given_and_given_scopes_replace_those_of_the_token(
-    home: Home, verified: Callable[..., None]
-) -> None:
+def test_no_token_is_read_for_a_given_user_and_given_scopes_replace_its_own(home: Home, verified: Callable[..., None]) -> None:
     who = home.caller(user="bob")
     assert (who.user, who.user_source, who.scopes) == ("bob", "config", ())
     assert home.caller(user="bob", scopes=("admin.users",)).scopes == ("admin.users",)
@@ -323,9 +312,7 @@ def test_no_token_is_read_for_a_user_that_is_given_and_given_scopes_replace_thos
     assert home.warnings == []
 
 
-def test_another_token_file_replaces_the_configured_one_and_the_variable(
-    home: Home, verified: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_given_token_file_comes_first(home: Home, verified: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     other = home.folder / "other"
     write_token(other, token(sub="bob"))
     monkeypatch.setenv("MCPGUARD_TOKEN", token(sub="carol"))

@@ -86,11 +86,6 @@ def test_a_row_waits_for_its_outcome_and_the_rows_after_it_wait_too(followed: Fo
     ]
 
 
-def test_a_row_waits_for_a_bounded_time(followed: Followed, session: Session) -> None:
-    session.one("slow")
-    assert followed.rows(lambda: None, outcome_s=0) == [("allowed", None)]
-
-
 @pytest.mark.posix
 def test_a_row_of_a_store_that_is_removed_waits_no_longer(followed: Followed, session: Session) -> None:
     session.one("slow")
@@ -110,18 +105,14 @@ def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followe
     assert followed.rows(lambda: None, wanted=failed) == []
 
 
-def test_it_ends_when_the_wanted_time_and_that_of_outcomes_is_over(
-    followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_ends_when_time_and_outcomes_are_over(followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     session.one("slow")
     until_us = wall_us() + 3_600_000_000
     wanted = Wanted(None, until_us=until_us)
     assert followed.rows(lambda: None, wanted=wanted) == []
     clock = iter([until_us + 9_999_999, until_us + 10_000_000])
     monkeypatch.setattr(following, "wall_us", lambda: next(clock))
-    pages = [
-        page for _, page in following.follow(followed.settings, wanted, followed.said.append, lambda _: None, outcome_s=10)
-    ]
+    pages = [one for _, one in following.follow(followed.settings, wanted, followed.said.append, lambda _: None, outcome_s=10)]
     assert [row.outcome for page in pages for row in page] == [None]
     assert next(clock, None) is None
 

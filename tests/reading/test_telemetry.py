@@ -13,13 +13,11 @@ from mcpguard import __version__, config
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.reading import telemetry
 from mcpguard.reading.telemetry import Collector, CollectorUnreachable, Exporter, Rejected, SentPosition, Telemetry
-from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Options as StoreOptions
 from mcpguard.stores.api import Store, Wanted
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.reading.receiver import Receiver, receiving, values
-from tests.redis_servers import running as redis_running
 from tests.report.test_gather import stored
 
 ANY = Wanted(lambda _: True)
@@ -63,15 +61,15 @@ class Bench:
     ) -> list[int]:
         """Write rows to the store. Calls that were forwarded get an outcome after 250 ms."""
         store = store or self.store
+        names = {key: members.pop(key) for key in ("user", "tool") if key in members}
         found = []
         for decision in decisions:
-            one = stored(0, decision, **{key: members[key] for key in members.keys() & {"user", "tool"}})
-            time_us = time.time_ns() // 1000 - round(age_s * 1e6)
-            context = json.dumps(json.loads(one.row.context) | {"session": SESSION, "agent": "Claude Code::subagent::x"})
+            row = stored(0, decision, **names).row
+            context = json.dumps(json.loads(row.context) | {"session": SESSION, "agent": "Claude Code::subagent::x"})
             self._seq += 1
-            row: Row = one.row._replace(time_us=time_us, context=context, seq=self._seq)
-            row = row._replace(**{key: members[key] for key in members.keys() & set(Row._fields)})
-            (row_id,) = store.append([row])
+            time_us = time.time_ns() // 1000 - round(age_s * 1e6)
+            usual: dict[str, Any] = {"time_us": time_us, "context": context, "seq": self._seq}
+            (row_id,) = store.append([row._replace(**usual | members)])
             if outcome and decision in {"allowed", "would_deny"}:
                 store.record([Outcome(row_id, outcome, 250_000)])
             found.append(row_id)
@@ -92,10 +90,9 @@ class Bench:
         wanted: Wanted = ANY,
         with_user: bool = False,
         url: str = "",
-        store: str = "",
     ) -> int:
         """Send the rows of the store, and follow it with these waits if any are given. Returns how many were sent."""
-        settings = config.Settings(str(self.folder / "policy.toml"), False, str(self.folder / "mcpguard.db"), store)
+        settings = config.Settings(str(self.folder / "policy.toml"), False, str(self.folder / "mcpguard.db"))
         url = url or self.receiver.url
         self.said = []
         made, collector = Telemetry("mcpguard", "default", with_user=with_user), Collector(url, PATIENCE_S)
@@ -276,14 +273,10 @@ def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
     SentPosition(tmp_path, "a", "default", "http://x").close()
 
 
-@pytest.mark.parametrize(
-    ("content", "row"), [("", None), ("{", None), ('{"row": null}', None), ("[]", None), ('{"row": 7}', 7)]
-)
-def test_a_damaged_position_is_none_and_an_earlier_versions_is_the_stores(
-    tmp_path: Path, content: str, row: int | None
-) -> None:
+@pytest.mark.parametrize(("text", "row"), [("", None), ("{", None), ('{"row": null}', None), ("[]", None), ('{"row": 7}', 7)])
+def test_a_damaged_position_is_none_and_an_older_versions_is_the_stores(tmp_path: Path, text: str, row: int | None) -> None:
     with contextlib.closing(SentPosition(tmp_path, "a", "default", "http://x")) as position:
-        position.path.write_text(content)
+        position.path.write_text(text)
         assert position.read(KEY) == row
 
 
@@ -329,17 +322,6 @@ def test_a_row_whose_outcome_does_not_come_is_sent_without_a_duration(bench: Ben
     assert bench.export(once_more(0), wanted=SINCE_EVER) == 1
     assert bench.receiver.spans[0].start_time_unix_nano == bench.receiver.spans[0].end_time_unix_nano
     assert "mcp.server.operation.duration" not in bench.receiver.metrics
-
-
-def test_rows_of_a_redis_store_are_sent_once_and_with_their_outcomes(bench: Bench) -> None:
-    with redis_running(bench.folder) as server:
-        url = f"redis://127.0.0.1:{server.port}/0"
-        with contextlib.closing(RedisAddress(server.address).open(StoreOptions(timeout_ms=20_000))) as opened:
-            bench.add("allowed", "denied", store=opened)
-            assert bench.export(store=url) == 2
-            bench.add("allowed", store=opened)
-            assert bench.export(store=url) == 1
-    assert [one.get("mcpguard.outcome") for one in bench.spans] == ["ok", None, "ok"]
 
 
 def test_rows_are_sent_in_batches(bench: Bench) -> None:
@@ -430,9 +412,7 @@ NO_HEADERS = ("hunter2", "=hunter2", "na me=hunter2", "a=x%0Ahunter2", "ä=hunte
         *(("https://x", text, telemetry.HEADERS) for text in NO_HEADERS),
     ],
 )
-def test_a_wrong_url_or_header_is_refused_and_no_secret_repeated(
-    url: str, headers: str, told: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_url_or_header_is_not_repeated(url: str, headers: str, told: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError) as caught:
         telemetry.checked_url(url, {telemetry.HEADERS: headers})
     said = caught.value.message + caught.value.hint

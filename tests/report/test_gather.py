@@ -36,10 +36,6 @@ def test_a_row_that_sums_up_denials_of_several_limits_counts_for_none_of_them() 
     assert (found.all.denied, found.slots[0].denied, found.limits) == (7, {"user": 7}, {})
 
 
-def test_a_row_about_the_policy_is_no_call() -> None:
-    assert of(stored(0, "policy")).all.calls == 0
-
-
 def test_calls_are_counted_in_the_hour_in_which_they_were_made() -> None:
     found = of(stored(0, "allowed"), stored(HOUR_US, "allowed"), stored(HOUR_US + 1, "rate_limited"))
     assert [slot.figures.calls for slot in found.slots[:3]] == [1, 2, 0]

@@ -46,9 +46,7 @@ def pages() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["week", "hostile", "empty"])
-def test_a_browser_shows_the_page_without_an_error_or_a_request_in_both_themes_and_at_both_widths(
-    browser: Any, name: str, tmp_path: Path
-) -> None:
+def test_a_browser_shows_it_without_error_or_request_in_both_themes_and_widths(browser: Any, name: str, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(pages()[name], "utf-8")
     backgrounds = set()

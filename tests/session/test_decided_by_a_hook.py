@@ -34,12 +34,6 @@ def test_a_decided_call_is_forwarded_though_its_limit_is_full_and_charges_nothin
     assert [record["decision"] for record in talk.records] == ["allowed", "continued", "rate_limited"]
 
 
-def test_a_decided_call_has_the_agent_of_its_note() -> None:
-    talk = Talk(LIMITED, who=WHO)
-    talk.client(called("a"), noted=decided(LIMITED, agent=EXPLORE))
-    assert [(record["agent"], record["decision"]) for record in talk.records] == [(EXPLORE, "continued")]
-
-
 def test_a_limit_that_the_hook_did_not_decide_by_counts_the_call() -> None:
     policy = LIMITED + '[[rule]]\ntool = "search"\nlimit = "1/1m"\n'
     talk = Talk(policy, who=WHO)

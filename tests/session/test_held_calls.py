@@ -60,9 +60,7 @@ def test_held_calls_go_first_come_first_served_and_other_calls_pass_them() -> No
     [("4/2s", "5s", "large", ["forwarded 2", "forwarded 3"]), ("3/2s", "3s", "small", ["forwarded 2", "answered 3: 429"])],
     ids=["there is room for it", "it will have no room in time after that"],
 )
-def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_the_same_counter(
-    limit: str, wait: str, first: str, after_2_s: list[str]
-) -> None:
+def test_a_small_call_does_not_overtake_a_large_one_that_waits(limit: str, wait: str, first: str, after_2_s: list[str]) -> None:
     costs = f'limit = "{limit}"\ncount = "cost"\nwait = "{wait}"\n[[cost]]\ntool = "large"\ncost = 3\n'
     talk = Talk(f'[[rule]]\nuser = "*"\n{costs}')
     assert talk.client(call_line(first, 1), call_line("large", 2), call_line("small", 3)) == ["forwarded 1"]
@@ -150,9 +148,7 @@ def test_a_dropped_call_shares_no_row_with_denials() -> None:
     ],
     ids=["cancelled", "client", "server"],
 )
-def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_to_wait(
-    drop: Callable[[Talk], object], why: str
-) -> None:
+def test_the_row_of_a_dropped_call_tells_how_long_it_waited_and_would_wait(drop: Callable[[Talk], object], why: str) -> None:
     talk = waiting(2)
     talk.pass_ms(1500)
     drop(talk)
@@ -187,9 +183,7 @@ def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_but_not_for_a_c
     ids=["call", "ping", "ping with a text", "refused anyway"],
 )
 @pytest.mark.parametrize("same_read", [True, False])
-def test_a_request_with_the_id_of_a_call_that_waits_is_refused_and_the_call_waits_on(
-    later: bytes, code: int, *, same_read: bool
-) -> None:
+def test_a_request_with_the_id_of_a_held_call_is_refused_and_it_waits_on(later: bytes, code: int, *, same_read: bool) -> None:
     talk = Talk(RATE)
     lines = [call_line("search", 1), call_line("search", 2)]
     came_out = talk.client(*lines, later) if same_read else [*talk.client(*lines), *talk.client(later)]
@@ -275,15 +269,6 @@ def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_wait
     assert talk.pass_ms(1) == ["told t: waiting for a rate limit, 1 s"]
     assert talk.pass_ms(999) == []
     assert talk.pass_ms(1) == ["forwarded 2"]
-    slow = Talk(CAP)
-    slow.client_calls("browse", 1)
-    slow.client(call_line("browse", 2, _meta={"progressToken": 7}))
-    told = slow.pass_ms(4999)
-    assert told == [f"told 7: waiting for another call to end, {seconds} s" for seconds in range(1, 5)]
-    values = [message["params"]["progress"] for message in slow.to_client]
-    assert values == sorted(set(values))
-    assert slow.pass_ms(1) == ["answered 2: 429"]
-    assert slow.to_client[-1]["error"]["data"]["reason"] == "concurrent"
 
 
 def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writes_meanwhile() -> None:
@@ -296,6 +281,8 @@ def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writ
         assert talk.client(request("ping", 3 * at + 4)) == [f"forwarded {3 * at + 4}"]
         assert talk.pass_ms(999 if at < 2 else 499) == []
         talk.time.pass_ms(1)
+    first, second = [message["params"]["progress"] for message in talk.to_client]
+    assert first < second
     assert talk.attend() == ["forwarded 2"]
 
 
@@ -375,26 +362,10 @@ def test_a_free_retry_that_waits_is_denied_when_the_tool_is_closed_and_can_be_ma
     assert [record["decision"] for record in talk.records[-2:]] == ["continued", "allowed"]
 
 
-def test_a_tool_that_fails_is_closed_until_the_errors_have_left_the_window() -> None:
-    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "2/1m"\n')
-    for at in range(1, 5):
-        assert talk.client_calls("flaky", at) == [f"forwarded {at}"]
-    talk.answer(1)
-    talk.answer(2, isError=True)
-    talk.server({"jsonrpc": "2.0", "id": 3, "error": {"code": 1, "message": "no"}})
-    talk.time.pass_ms(1000)
-    assert talk.client_calls("flaky", 5) == ["answered 5: 429"]
-    data = talk.to_client[-1]["error"]["data"]
-    assert (data["reason"], data["retry_after_ms"]) == ("failing", 59_000)
-    talk.answer(4)
-    talk.time.pass_ms(59_000)
-    assert talk.client_calls("flaky", 6) == ["forwarded 6"]
-
-
 def test_calls_that_wait_for_errors_to_leave_the_window_take_no_room_from_each_other() -> None:
     talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "1/2s"\nwait = "3s"\n')
     talk.client_calls("flaky", 1)
-    talk.answer(1, isError=True)
+    talk.server({"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": "no"}})
     assert talk.client_calls("flaky", 2, 3) == []
     assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
 
@@ -521,9 +492,7 @@ def test_a_place_that_another_session_frees_is_seen_although_the_first_call_wait
 
 
 @pytest.mark.parametrize(("n", "at_once", "in_time"), [(2, ["forwarded 4"], []), (1, [], ["forwarded 3"])])
-def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_and_goes_itself_if_there_is_room(
-    n: int, at_once: list[str], in_time: list[str]
-) -> None:
+def test_after_a_reset_a_new_call_lets_the_first_go_and_goes_if_it_can(n: int, at_once: list[str], in_time: list[str]) -> None:
     talk = Talk(RATE.replace("1/2s", f"{n}/2s"))
     assert talk.client_calls("search", *range(1, n + 2)) == [f"forwarded {at}" for at in range(1, n + 1)]
     talk.store.reset([one.label for one in talk.store.counters()])
@@ -534,24 +503,14 @@ def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_and_goes_itself_i
 
 
 def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_rule() -> None:
-    talk = Talk(
-        '[[rule]]\ntool = "crm_*"\nconcurrent = 1\nwait = "20s"\n[[rule]]\ntool = "*_read"\nconcurrent = 3\nwait = "5s"\n'
-    )
-    assert talk.client_calls("crm_read", 1, 2, 3) == ["forwarded 1"]
+    talk = Talk('[[rule]]\ntool = "a_*"\nconcurrent = 1\nwait = "20s"\n[[rule]]\ntool = "*_b"\nconcurrent = 3\nwait = "5s"\n')
+    assert talk.client_calls("a_b", 1, 2, 3) == ["forwarded 1"]
     assert talk.pass_ms(4999) == []
     talk.time.pass_ms(1)
     assert talk.decide_held() == []
     assert (talk.machine.held.next_us or 0) > talk.time()
     talk.answer(1)
     assert talk.attend() == ["forwarded 2"]
-
-
-def test_the_denial_of_a_costly_call_names_its_cost_and_the_record_its_reason() -> None:
-    talk = Talk(BATCH.replace('wait = "5s"\n', ""))
-    assert talk.client_calls("search", 0, 1, 2)[:2] == ["forwarded 0", "forwarded 1"]
-    message = talk.to_client[-1]["error"]["message"]
-    assert message.endswith("4 units per 2s. This call costs 2 units. Retry in 2 seconds.")
-    assert "reason" not in talk.records[-1], "a call over a rate limit has no other reason"
 
 
 def test_a_held_call_that_a_bug_keeps_from_being_judged_is_dropped_and_answered() -> None:

@@ -34,17 +34,6 @@ def test_arguments_are_equal_if_they_are_equal_as_json() -> None:
     assert hashed(equal[0], b"l") != hashed(equal[0])
 
 
-def test_a_number_has_one_hash_however_it_is_written() -> None:
-    for spellings in (
-        ["0", "-0", "0.0", "-0.0", "0e0"],
-        ["10", "10.0", "1e1", "100E-1"],
-        ["1e22", "1" + "0" * 22],
-        ["0.5", "5e-1"],
-    ):
-        assert len({hashed('{"arguments":{"a":[' + one + "]}}") for one in spellings}) == 1
-        assert hashed('{"arguments":{"a":["' + spellings[-1] + '"]}}') != hashed('{"arguments":{"a":[' + spellings[-1] + "]}}")
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats(allow_nan=False) | st.text('1.0e+"\\é', max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('1.0e+"\\', max_size=4), inner, max_size=3),

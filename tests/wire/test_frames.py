@@ -173,9 +173,7 @@ def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) 
     assert MessageReader().read(first) == [frame(PING)]
 
 
-@pytest.mark.parametrize(
-    "lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "long"), MARK + PING]]
-)
+@pytest.mark.parametrize("lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "x"), MARK + PING]])
 def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> None:
     reader = MessageReader()
     first, second = (reader.read([line]) for line in lines)
@@ -185,10 +183,6 @@ def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> Non
 
 def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:
     assert MessageReader().read([MARK + MARK + PING]) == [Refusal(PARSE_ERROR, "not valid JSON")]
-
-
-def test_a_method_written_with_escapes_is_recognised() -> None:
-    assert frame('{"id":1,"method":"tools\\/c\\u0061ll","params":{"\\u006eame":"x"}}').is_call
 
 
 @pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"x":', "}")])
@@ -206,12 +200,6 @@ def test_brackets_in_strings_or_side_by_side_do_not_count_as_nesting() -> None:
     side_by_side = ",".join(["[]"] * 2000)
     line = f'{{"id":1,"method":"a","params":{{"x":"{"[" * 2000}\\"[","y":[{side_by_side}]}}}}'
     assert frame(line).raw == line.encode()
-
-
-def test_deep_nesting_in_invalid_json_is_refused_in_linear_time() -> None:
-    assert refusal("[" * 1_000_000).code == PARSE_ERROR
-    assert refusal("[" * 600 + '"' + '\\"' * 1_000_000).code == PARSE_ERROR
-    assert refusal("[" * 600 + '"' + '\\"' * 1_000_000 + "\\").code == PARSE_ERROR
 
 
 # What is refused
@@ -361,11 +349,6 @@ def test_every_one_of_many_keys_is_checked(last: str, fault: str | None) -> None
         assert fault is None or re.search(fault, refusal(line).message)
 
 
-def test_a_name_with_a_surrogate_pair_passes() -> None:
-    assert frame(call('{"name":"\\ud83d\\ude00"}')).params == {"name": "\U0001f600"}
-    assert frame(call('{"name":"é"}')).is_call
-
-
 @pytest.mark.parametrize(
     ("line", "tool"),
     [
@@ -412,9 +395,7 @@ line_bytes = st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"") or
 
 
 @given(st.lists(line_bytes, max_size=8), st.booleans(), st.booleans(), st.lists(st.integers(0, 500), max_size=12))
-def test_the_chunks_of_a_stream_make_no_difference_to_its_lines(
-    lines: list[bytes], ended: bool, one_by_one: bool, cuts: list[int]
-) -> None:
+def test_chunks_make_no_difference_to_the_lines(lines: list[bytes], ended: bool, one_by_one: bool, cuts: list[int]) -> None:
     stream = b"\n".join(lines) + (b"\n" if ended else b"")
     ends = {at + 1 for at, byte in enumerate(stream) if byte == ord("\n")} if one_by_one else set()
     places = sorted({min(cut, len(stream)) for cut in cuts} | ends | {0, len(stream)})
