@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mcpguard.config import Settings
 from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.relay.process import cannot_start, end_by, environment, spawn
-from mcpguard.relay.supervisor import WAITS, Supervisor
+from mcpguard.relay.supervisor import SHUTDOWN_TIMEOUTS, Supervisor
 
 if TYPE_CHECKING:
     from mcpguard.relay.guard import Guard
@@ -41,7 +41,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     if settings.store:
         _ = settings.address
     try:
-        supervisor = Supervisor(WAITS, settings.timeout_ms / 1000)
+        supervisor = Supervisor(SHUTDOWN_TIMEOUTS, settings.timeout_ms / 1000)
     except OSError as error:
         raise cannot_start(argv[0], error) from error
     server_process = spawn(argv, environment(os.environ))

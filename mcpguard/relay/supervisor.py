@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed bef
     from mcpguard.relay.traffic import Ended, Traffic
 
 
-class Waits(NamedTuple):
+class ShutdownTimeouts(NamedTuple):
     """How long each part of a shutdown may take.
 
     Attributes:
@@ -60,7 +60,7 @@ class Waits(NamedTuple):
     end_after_signal_s: float = 1.7
 
 
-WAITS: Final = Waits()
+SHUTDOWN_TIMEOUTS: Final = ShutdownTimeouts()
 
 
 def _known(*names: str) -> tuple[signal.Signals, ...]:
@@ -78,13 +78,13 @@ class Supervisor:
     Make it in the main thread before the server is started, so that there is a handler for every signal.
 
     Args:
-        waits: How long each part of the shutdown may take.
+        timeouts: How long each part of the shutdown may take.
         store_s: How long the store may take. The last answers wait for that if a call just uses the store.
         output: The descriptor that the client reads from.
     """
 
-    def __init__(self, waits: Waits, store_s: float = 0.0, *, output: int = 1) -> None:
-        self._waits = waits
+    def __init__(self, timeouts: ShutdownTimeouts, store_s: float = 0.0, *, output: int = 1) -> None:
+        self._timeouts = timeouts
         self._store_s = store_s
         self._ended: set[str] = set()
         self._signals: list[int] = []
@@ -161,7 +161,7 @@ class Supervisor:
             (console.error if status else console.line)(how)
         traffic.answer_rest(how)
         self._drain_answers(traffic)
-        traffic.bookkeeper.finish(self.at_most(self._waits.last_rows_s))
+        traffic.bookkeeper.finish(self.at_most(self._timeouts.last_rows_s))
         self._server = None  # another group may get its number
         return status
 
@@ -191,7 +191,7 @@ class Supervisor:
         """How long a part of the shutdown may take: `most_s`, or less after a signal."""
         if not self._signals:
             return most_s
-        return max(0.05, min(most_s, self._signalled_s + self._waits.end_after_signal_s - time.monotonic()))
+        return max(0.05, min(most_s, self._signalled_s + self._timeouts.end_after_signal_s - time.monotonic()))
 
     def _end_server(self, server: ServerProcess, traffic: "Traffic") -> bool:
         """End a running server after the end of a stream, or after a signal, which leaves it less time.
@@ -201,7 +201,7 @@ class Supervisor:
         """
         if not self._signals:
             traffic.upstream.close_input("the server has closed its output")
-            if self._wait(lambda: self._has_exited(server), self._waits.after_eof_s, 0.0):
+            if self._wait(lambda: self._has_exited(server), self._timeouts.after_eof_s, 0.0):
                 return False
         if self._signals:
             traffic.dispatcher.client_left()
@@ -213,10 +213,10 @@ class Supervisor:
 
         self._pass_on_signals(server, sent)  # before its input ends: a server that heeds both ends by the signal
         traffic.upstream.close_input("mcpguard is about to end")
-        term_s = 0.0 if sys.platform == "win32" and not self._signals else self._waits.after_term_s
-        if not self._wait(has_ended, self.at_most(term_s), self._waits.after_signal_s):
+        term_s = 0.0 if sys.platform == "win32" and not self._signals else self._timeouts.after_term_s
+        if not self._wait(has_ended, self.at_most(term_s), self._timeouts.after_signal_s):
             server.kill()
-            self._wait(lambda: self._has_exited(server), self._waits.after_kill_s)
+            self._wait(lambda: self._has_exited(server), self._timeouts.after_kill_s)
         return True
 
     def _pass_on_signals(self, server: ServerProcess, sent: set[int]) -> None:
@@ -244,18 +244,18 @@ class Supervisor:
         """
         began_s = time.monotonic()
         while server.status == 0 and not self._signals and traffic.dispatcher.awaits_answers():
-            ended = self._wait(lambda: "server" in self._ended, self._waits.quiet_s, 0.0)
-            if ended or (time.monotonic() - began_s >= self._waits.after_eof_s and self._is_over(traffic)):
+            ended = self._wait(lambda: "server" in self._ended, self._timeouts.quiet_s, 0.0)
+            if ended or (time.monotonic() - began_s >= self._timeouts.after_eof_s and self._is_over(traffic)):
                 break
         traffic.stream.end()
         taken, idle_s = traffic.output.taken, 0.0
-        while not self._wait(lambda: "server" in self._ended, self._waits.quiet_s, self._waits.drain_after_signal_s):
+        while not self._wait(lambda: "server" in self._ended, self._timeouts.quiet_s, self._timeouts.drain_after_signal_s):
             before, taken = taken, traffic.output.taken
-            idle_s = idle_s + self._waits.quiet_s if taken == before else 0.0
+            idle_s = idle_s + self._timeouts.quiet_s if taken == before else 0.0
             if (
                 self._signals
                 or not traffic.is_passing_on
-                or (idle_s >= self._waits.pause_s and not self._has_slow_reader(traffic))
+                or (idle_s >= self._timeouts.pause_s and not self._has_slow_reader(traffic))
             ):
                 return
 
@@ -267,7 +267,7 @@ class Supervisor:
         """
         taken = traffic.output.taken
         while not self._wait(
-            lambda: "answers" in self._ended, self._store_s + self._waits.drain_s, self._waits.drain_after_signal_s
+            lambda: "answers" in self._ended, self._store_s + self._timeouts.drain_s, self._timeouts.drain_after_signal_s
         ):
             before, taken = taken, traffic.output.taken
             if self._signals or (taken == before and not self._has_slow_reader(traffic)):

@@ -11,7 +11,7 @@ from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
-from mcpguard.relay.upstream import PATIENCE, Patience, Upstream
+from mcpguard.relay.upstream import LOOP_TIMEOUTS, LoopTimeouts, Upstream
 from mcpguard.wire import frames
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
@@ -37,7 +37,7 @@ class Traffic:
         console: Takes lines for stderr.
         ended: Called with what has ended, from a thread of the traffic.
         source: The descriptor that the client writes to.
-        patience: How long the loops, and the end of a session, wait for others.
+        timeouts: How long the loops, and the end of a session, wait for others.
         max_frame_bytes: The longest line that is accepted from the client.
 
     Attributes:
@@ -58,7 +58,7 @@ class Traffic:
         ended: Callable[[Ended], None],
         *,
         source: int = 0,
-        patience: Patience = PATIENCE,
+        timeouts: LoopTimeouts = LOOP_TIMEOUTS,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self.output = output
@@ -78,7 +78,7 @@ class Traffic:
             read_ahead=self.stream.read_ahead,
             shut_down=self._shut_down,
             client_input=self.client_input,
-            patience=patience,
+            timeouts=timeouts,
             max_frame_bytes=max_frame_bytes,
         )
 

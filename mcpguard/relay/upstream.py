@@ -25,7 +25,7 @@ WAIT_S: Final = 0.005
 """How often to look whether it is judged."""
 
 
-class Patience(NamedTuple):
+class LoopTimeouts(NamedTuple):
     """How long this loop, and the end of a session, wait for others.
 
     Attributes:
@@ -39,7 +39,7 @@ class Patience(NamedTuple):
     stuck_s: float = 2.0
 
 
-PATIENCE: Final = Patience()
+LOOP_TIMEOUTS: Final = LoopTimeouts()
 
 
 class Upstream:
@@ -54,7 +54,7 @@ class Upstream:
             server takes no input.
         shut_down: Set when the server has exited and its last requests are being answered.
         client_input: What the client writes; woken when a held call may be due.
-        patience: How long it waits for others.
+        timeouts: How long it waits for others.
         max_frame_bytes: The longest line that is accepted.
     """
 
@@ -68,7 +68,7 @@ class Upstream:
         read_ahead: Callable[[], bool],
         shut_down: threading.Event,
         client_input: ClientInput,
-        patience: Patience,
+        timeouts: LoopTimeouts,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self._server = server
@@ -81,7 +81,7 @@ class Upstream:
         self._policy_file: PolicyFile
         self._token: TokenSource | None = None
         self._client_input = client_input
-        self._patience = patience
+        self._timeouts = timeouts
         self._splitter = LineSplitter(max_frame_bytes)
         self._reader = MessageReader()
         self._later: list[bytes] = []  # the frames of held calls that were decided while the server took no input
@@ -129,7 +129,7 @@ class Upstream:
 
     def await_judged(self) -> None:
         """Wait until all that the client has written is judged, at most for `judged_s`. From any thread."""
-        until_s = time.monotonic() + self._patience.judged_s
+        until_s = time.monotonic() + self._timeouts.judged_s
         looks = 0  # in a row that found nothing: two, since the loop may have read something and not noted it yet
         while looks < 2 and not self._is_over and time.monotonic() < until_s:
             time.sleep(WAIT_S)
@@ -209,7 +209,7 @@ class Upstream:
             try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
                 written += self._server.stdin.write(memoryview(data)[written:] if written else data)
             except BlockingIOError:
-                await_server(self._server.stdin, self._client_is_gone, self._work_meanwhile, self._patience.stuck_s)
+                await_server(self._server.stdin, self._client_is_gone, self._work_meanwhile, self._timeouts.stuck_s)
                 data += b"".join(self._later)
                 self._later.clear()
             except OSError:
@@ -230,7 +230,7 @@ class Upstream:
 
     def _answer_undelivered(self, data: bytes) -> None:
         self._dispatcher.is_guarding.wait()  # an exit is noticed only after that
-        if self._shut_down.wait(self._patience.exit_s):
+        if self._shut_down.wait(self._timeouts.exit_s):
             return  # the server has exited, and all requests in flight are answered with its status
         self.notice_client_end()
         self._dispatcher.dispatch(lambda session: session.undelivered(data, monotonic_us()))

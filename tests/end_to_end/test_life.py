@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from mcpguard.relay.bookkeeper import Rhythm
-from mcpguard.relay.supervisor import Waits
-from mcpguard.relay.upstream import Patience
+from mcpguard.relay.supervisor import ShutdownTimeouts
+from mcpguard.relay.upstream import LoopTimeouts
 from tests.windows import processes
 
 from .host import (
@@ -37,8 +37,8 @@ from .host import (
 pytestmark = pytest.mark.waits
 
 GONE = -32000
-WAITS: Final = "mcpguard.relay.supervisor.WAITS"
-NO_GRACE: Final = {WAITS: Waits(after_eof_s=0.1, after_term_s=0.1)}
+SHUTDOWN: Final = "mcpguard.relay.supervisor.SHUTDOWN_TIMEOUTS"
+NO_GRACE: Final = {SHUTDOWN: ShutdownTimeouts(after_eof_s=0.1, after_term_s=0.1)}
 """For tests of a server that may take its time: as soon as mcpguard ended it, the test would fail."""
 ENDED_STATUS: Final = 1 if WINDOWS else -signal.SIGTERM
 """The exit status after mcpguard has ended a server that heeds the signal for that, if there are signals."""
@@ -256,7 +256,7 @@ def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anyth
 
 @hears_late
 def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
-    soon = {WAITS: NO_GRACE[WAITS]._replace(pause_s=0.1, drain_s=0.1)}
+    soon = {SHUTDOWN: NO_GRACE[SHUTDOWN]._replace(pause_s=0.1, drain_s=0.1)}
     writes = "import os, sys; sys.stdin.read(); sys.stdout.write('x' * 150_000 + chr(10))"
     calls = [call(number, "closed", {}) for number in range(1000)]
     with Host(tmp_path, *PYTHON, writes, rules=rule("deny", tool="closed"), tuned=soon) as host:
@@ -329,7 +329,7 @@ def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path
 @hears_late
 def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(tmp_path: Path) -> None:
     late = "import sys, time; sys.stdin.readline(); time.sleep(1.0); sys.stdout.write(str(len(sys.stdin.readlines())))"
-    tuned = NO_GRACE | {"mcpguard.relay.upstream.PATIENCE": Patience(stuck_s=0.1)}
+    tuned = NO_GRACE | {"mcpguard.relay.upstream.LOOP_TIMEOUTS": LoopTimeouts(stuck_s=0.1)}
     with Host(tmp_path, *PYTHON, late, tuned=tuned) as host:
         host.is_up()
         with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):

@@ -10,7 +10,7 @@ import pytest
 from mcpguard.relay.console import Console
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.readiness import has_reader
-from mcpguard.relay.supervisor import Supervisor, Waits
+from mcpguard.relay.supervisor import ShutdownTimeouts, Supervisor
 from mcpguard.relay.traffic import Traffic
 from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
 from tests.relay.conftest import made
@@ -30,7 +30,7 @@ posix = pytest.mark.posix
 IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
 
-SOON = Waits(
+SOON = ShutdownTimeouts(
     after_eof_s=0.1, after_term_s=0.1, after_signal_s=0.1, drain_s=0.1, drain_after_signal_s=0.1, pause_s=0.5, quiet_s=0.1
 )
 LATE_S = 30.0
@@ -99,15 +99,15 @@ class FakeTraffic:
         self.answer()
 
     def finish(self, timeout_s: float) -> None:
-        assert timeout_s <= Waits().last_rows_s
+        assert timeout_s <= ShutdownTimeouts().last_rows_s
 
 
 class Scene:
     """A supervisor, a real server, and stderr."""
 
-    def __init__(self, waits: Waits = SOON, store_s: float = 0.0) -> None:
+    def __init__(self, timeouts: ShutdownTimeouts = SOON, store_s: float = 0.0) -> None:
         self.client_reads, self.client_output = os.pipe()
-        self.supervisor = Supervisor(waits, store_s, output=self.client_output)
+        self.supervisor = Supervisor(timeouts, store_s, output=self.client_output)
         self.traffic = FakeTraffic(self.supervisor, self.client_output)
         self.read, self.write = os.pipe()
         self.children: list[ServerProcess] = []
@@ -204,7 +204,7 @@ def signal_at_output(child: ServerProcess, length: int) -> threading.Thread:
 
 
 @posix
-@made("scene", waits=PATIENT)
+@made("scene", timeouts=PATIENT)
 def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
     child = scene.up("sh", "-c", "trap 'echo got' INT; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
     client = signal_at_output(child, 4)
@@ -214,7 +214,7 @@ def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
 
 
 @posix
-@made("scene", waits=SOON._replace(after_term_s=LATE_S))
+@made("scene", timeouts=SOON._replace(after_term_s=LATE_S))
 def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene) -> None:
     child = scene.up("sh", "-c", "trap \"trap 'exit 5' TERM; echo got\" TERM; echo up; while :; do sleep 0.01; done")
     client = signal_at_output(child, 4)
@@ -224,7 +224,7 @@ def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene) -> None:
 
 
 @posix
-@made("scene", waits=PATIENT._replace(after_term_s=1000.0, after_signal_s=1000.0, end_after_signal_s=0.0))
+@made("scene", timeouts=PATIENT._replace(after_term_s=1000.0, after_signal_s=1000.0, end_after_signal_s=0.0))
 def test_a_server_has_less_time_after_a_signal_if_the_guard_loads_slowly(scene: Scene) -> None:
     scene.up(sys.executable, "-S", "-c", IGNORING)
     os.kill(os.getpid(), signal.SIGTERM)  # no time is left, as if the guard had taken it
@@ -232,7 +232,7 @@ def test_a_server_has_less_time_after_a_signal_if_the_guard_loads_slowly(scene: 
 
 
 @posix
-@made("scene", waits=PATIENT._replace(after_eof_s=1000.0))
+@made("scene", timeouts=PATIENT._replace(after_eof_s=1000.0))
 def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene) -> None:
     scene.up("sh", "-c", "trap 'exit 5' INT; echo up; while :; do sleep 0.01; done")
     scene.supervisor.ended("client")
@@ -257,7 +257,7 @@ def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_i
     assert not downstream.is_alive()
 
 
-@made("scene", waits=PATIENT)
+@made("scene", timeouts=PATIENT)
 def test_requests_in_flight_are_awaited_though_the_server_has_exited_since_its_child_may_answer_them(scene: Scene) -> None:
     scene.server(*CAT)
     scene.traffic.client_leaves, scene.traffic.unanswered = True, 2
@@ -287,7 +287,7 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene) -> No
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
-@made("scene", waits=PATIENT)
+@made("scene", timeouts=PATIENT)
 def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
     for _ in range(100_000):
         scene.supervisor.ended("client")
@@ -297,7 +297,7 @@ def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
 
 
 @posix
-@made("scene", waits=SOON._replace(after_term_s=1000.0))
+@made("scene", timeouts=SOON._replace(after_term_s=1000.0))
 def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene) -> None:
     tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
     child = scene.up(sys.executable, "-S", "-c", f"{tells}\nwhile True: signal.pause()")
@@ -313,7 +313,7 @@ def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene) -> None:
     thread.join()
 
 
-@made("scene", waits=SOON._replace(drain_s=0.0), store_s=LATE_S)
+@made("scene", timeouts=SOON._replace(drain_s=0.0), store_s=LATE_S)
 def test_the_last_answers_are_waited_for_as_long_as_the_store_may_take(scene: Scene) -> None:
     scene.server(*PYTHON, "import os; os._exit(1)")
     told: list[str] = []
@@ -349,7 +349,7 @@ def test_a_client_is_waited_for_while_it_may_read_and_a_bounded_time_if_it_takes
 @posix
 @pytest.mark.parametrize(
     ("scene", "server", "status"),
-    [({"waits": PATIENT}, CAT, 0), ({"waits": SOON._replace(end_after_signal_s=LATE_S)}, SLEEP, 128 + 9)],
+    [({"timeouts": PATIENT}, CAT, 0), ({"timeouts": SOON._replace(end_after_signal_s=LATE_S)}, SLEEP, 128 + 9)],
     indirect=["scene"],
     ids=["heeds its input", "heeds nothing"],
 )
@@ -368,7 +368,7 @@ def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
 
 
 @posix
-@made("scene", waits=PATIENT)
+@made("scene", timeouts=PATIENT)
 def test_signals_that_the_client_has_blocked_are_received(scene: Scene) -> None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:

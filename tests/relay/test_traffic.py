@@ -21,7 +21,7 @@ from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ServerInput
 from mcpguard.relay.traffic import Ended, Traffic
-from mcpguard.relay.upstream import PATIENCE, Patience, Upstream
+from mcpguard.relay.upstream import LOOP_TIMEOUTS, LoopTimeouts, Upstream
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
@@ -84,7 +84,7 @@ class Output(ClientOutput):
 class Line:
     """The traffic of a session, with the test at all ends: the client's, the server's and the console's."""
 
-    def __init__(self, *, guards: bool = True, patience: Patience = PATIENCE) -> None:
+    def __init__(self, *, guards: bool = True, timeouts: LoopTimeouts = LOOP_TIMEOUTS) -> None:
         source, self.to_guard = os.pipe()
         self.source = source
         self.from_guard, client_write = os.pipe()
@@ -109,7 +109,7 @@ class Line:
             Console(console),
             lambda what: events[what].set(),
             source=source,
-            patience=patience,
+            timeouts=timeouts,
         )
         self.traffic.start()
         if guards:
@@ -277,7 +277,7 @@ def test_the_exit_of_a_server_that_takes_nothing_is_awaited_once_the_policy_is_l
     shut_down: Any = SimpleNamespace(wait=lambda _: told.append("has not exited"))
     output: Any = SimpleNamespace(queued_bytes=0)
     client: Any = SimpleNamespace(read=lambda: chunks.pop(0), has_ended=False)
-    others = {"read_ahead": lambda: False, "shut_down": shut_down, "client_input": client, "patience": PATIENCE}
+    others = {"read_ahead": lambda: False, "shut_down": shut_down, "client_input": client, "timeouts": LOOP_TIMEOUTS}
     Upstream(server, dispatcher, output, Console(), **others).run(lambda: None)
     assert told == ["guarded", "has not exited", "answered"]
 
@@ -518,7 +518,7 @@ def test_a_client_that_is_gone_is_noticed_during_backpressure(line: Line) -> Non
     assert line.client_ended.wait(30)
 
 
-@made("line", patience=Patience(exit_s=0.0))
+@made("line", timeouts=LoopTimeouts(exit_s=0.0))
 def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(line: Line) -> None:
     line.close_server_input()
     line.send(call(1), PING)
@@ -526,7 +526,7 @@ def test_requests_that_the_server_does_not_take_and_later_requests_are_answered(
     assert line.errors(3) == [(request_id, -32000, "the server has closed its input") for request_id in (1, "ping", 2)]
 
 
-@made("line", patience=Patience(exit_s=1000.0))
+@made("line", timeouts=LoopTimeouts(exit_s=1000.0))
 def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line) -> None:
     line.close_server_input()
     line.send(call(1))
@@ -535,7 +535,7 @@ def test_requests_that_an_exiting_server_does_not_take_get_its_status(line: Line
     assert line.errors() == [(1, -32000, "server exited with status 3")]
 
 
-@made("line", guards=False, patience=Patience(judged_s=1000.0))
+@made("line", guards=False, timeouts=LoopTimeouts(judged_s=1000.0))
 @pytest.mark.parametrize("messages", [[call(1)], [call(1), PING]])
 def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exited_since(
     line: Line, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
@@ -558,7 +558,7 @@ def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exi
     assert line.decisions() == ["policy", "unavailable"]
 
 
-@made("line", patience=Patience(judged_s=0.0))
+@made("line", timeouts=LoopTimeouts(judged_s=0.0))
 def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     judging = Event()
 
@@ -573,7 +573,7 @@ def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line:
     assert line.answered.wait(30)
 
 
-@made("line", patience=Patience(judged_s=1000.0))
+@made("line", timeouts=LoopTimeouts(judged_s=1000.0))
 def test_the_end_of_a_session_does_not_wait_for_a_client_that_has_left(line: Line) -> None:
     line.close_client()
     assert line.client_ended.wait(30)
@@ -587,7 +587,7 @@ ONE_AT_ONCE = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "1h"\n')
 @pytest.fixture
 def one_at_once() -> Iterator[Line]:
     """A line on which one call is in flight, and another waits for its end."""
-    one = Line(guards=False, patience=Patience(stuck_s=0.3))
+    one = Line(guards=False, timeouts=LoopTimeouts(stuck_s=0.3))
     one.guard(ONE_AT_ONCE)
     one.send(call(1))
     assert one.server_has() == [call(1)]
