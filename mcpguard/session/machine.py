@@ -160,13 +160,7 @@ class Session:
 
     # What the client writes
 
-    def judge(
-        self,
-        messages: Sequence[Frame | Refusal],
-        now_us: int,
-        *,
-        alone: bool = False,
-    ) -> Sequence[DecisionRequest]:
+    def judge(self, messages: Sequence[Frame | Refusal], now_us: int, *, alone: bool = False) -> Sequence[DecisionRequest]:
         """Judge messages from the client, and the held calls that are due.
 
         Args:

@@ -24,11 +24,9 @@ from mcpguard.stores.sqlite.places import Place
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
 
-CREATION_S: Final = 0.5
-"""How long a reader waits for the tables of a store that is being created."""
-
-LOOK_EVERY_S: Final = 0.01
-"""How often it looks."""
+_CREATION_S: Final = 0.5
+_CREATION_LOOK_S: Final = 0.01
+"""How long a reader waits for the tables of a store that is being created, and how often it looks for them."""
 
 _LOOK_S: Final = 0.05
 """How long a look waits that tells whether a database is locked. A transaction of a usual program is shorter."""
@@ -201,13 +199,13 @@ def await_schema(db: sqlite3.Connection, path: StrPath) -> None:
     """Wait until the process that is creating a store has made its tables, all of which come at once.
 
     Raises:
-        StoreUnavailable: See `require_schema`; or there are no tables after `CREATION_S`.
+        StoreUnavailable: See `require_schema`; or there are no tables after half a second.
     """
-    until_s = time.monotonic() + CREATION_S
+    until_s = time.monotonic() + _CREATION_S
     while not require_schema(db, path):
         if time.monotonic() > until_s:
             raise damaged(path, _EMPTY)
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(_CREATION_LOOK_S)
 
 
 def migrate(db: sqlite3.Connection, path: StrPath) -> None:
