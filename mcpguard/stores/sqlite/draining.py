@@ -66,7 +66,7 @@ class Drain:
         self._key = key
         self._pauses = pauses
         self._rows: list[tuple[object, ...]] = []
-        self._outcomes: list[tuple[str, int, int]] = []
+        self._outcomes: dict[int, tuple[str, int]] = {}  # by row id; usually the row is in the same batch
         self._ids: dict[str, int] = {}  # of shared texts
         self._namespaces: dict[str, int] = {}  # by context
         self._uses: Counter[str] = Counter()
@@ -80,8 +80,9 @@ class Drain:
             first_row: The id of the first audit row among them.
             batch: The records.
         """
-        row = first_row
-        for line in self._pauses.between(line for text in batch for line in text.split("\n")):
+        row, self._outcomes = first_row, log_lines.outcomes(self._pauses.between(batch))
+        others = (text for text in batch if text[0] != log_lines.OUTCOME)
+        for line in self._pauses.between(line for text in others for line in text.split("\n")):
             fields = line.split("\t")
             if fields[0] == log_lines.ROW:
                 self._take_row(row, fields)
@@ -98,7 +99,8 @@ class Drain:
         namespace = self._namespaces.get(row.context) or self._find_namespace(row.context)
         self._bytes[namespace] += row_bytes(len(row.detail or "") + len(row.request_id or ""))
         limit = self._use(row.reported) if row.reported else None
-        self._rows.append((row_id, namespace, *row[:3], self._use(row.context), limit, *row[5:], None, None))
+        outcome = self._outcomes.pop(row_id, (None, None))
+        self._rows.append((row_id, namespace, *row[:3], self._use(row.context), limit, *row[5:], *outcome))
 
     def _use(self, text: str) -> int:
         """Count a row with a shared text. Returns the text's id."""
@@ -116,9 +118,7 @@ class Drain:
 
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
-        if kind == log_lines.OUTCOME:
-            self._outcomes.append((fields[2], int(fields[3]), int(fields[1])))
-        elif kind == log_lines.COUNTER:
+        if kind == log_lines.COUNTER:
             self._labels[int(fields[1])] = fields[3]
         elif kind == log_lines.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
@@ -138,7 +138,7 @@ class Drain:
     def _write_rows(self) -> None:
         self._write_all(_USE, [(self._ids[text], text, self._namespaces.get(text), n) for text, n in self._uses.items()])
         self._insert_rows()
-        self._write_all(_SET_OUTCOME, self._outcomes)
+        self._write_all(_SET_OUTCOME, [(*outcome, row_id) for row_id, outcome in self._outcomes.items()])
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _insert_rows(self) -> None:

@@ -18,7 +18,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from mcpguard.light_typing import Final
@@ -115,6 +115,15 @@ def counter_line(counter: Counter) -> str:
 def outcome_line(outcome: Outcome) -> str:
     """The line of an outcome."""
     return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
+
+
+def outcomes(texts: Iterable[str]) -> dict[int, tuple[str, int]]:
+    """The outcomes that records tell, by row id, with durations in microseconds; the first of each stands."""
+    found: dict[int, tuple[str, int]] = {}
+    for line in (line for text in texts if text[0] == OUTCOME for line in text.split("\n")):
+        _, row_id, outcome, duration_us = line.split("\t")
+        found.setdefault(int(row_id), (outcome, int(duration_us)))
+    return found
 
 
 def outcomes_in(text: str) -> int:
