@@ -210,7 +210,8 @@ class Follower:
         The log is read if others have appended something before the last turn; and if there are places, so that no dead process
         is examined whose places others have freed.
         """
-        self.make_room()
+        if len(self.memory.states) > self.most_counters * _CROWDED_SHARE:
+            self.make_room()
         self._prepared_at = self.at
         if self._has_company or self.memory.places:
             self.follow()
@@ -292,13 +293,8 @@ class Follower:
         return len(self.memory.states) >= self.most_counters
 
     def make_room(self) -> None:
-        """If there are many counters, drop those that have expired among some: next time among others.
-
-        If there are few it takes next to no time.
-        """
+        """Drop the counters that have expired among some: next time among others."""
         states, windows = self.memory.states, self.memory.windows
-        if len(states) < self.most_counters * _CROWDED_SHARE:
-            return
         now_us, excess = self.clock(), max(0, len(states) - self.most_counters)
         for key in list(itertools.islice(states, _LOOKED_AT + 2 * excess)):  # those that were looked at longest ago
             log = states.pop(key)
