@@ -198,7 +198,11 @@ class Session:
         if self._denied:
             self.unwritten += self._denied
             self._denied = []
-        return self._ask() if self._to_decide else ()
+        requests = self._to_decide
+        if len(requests) != 1 or requests[0].waited_us is not None:
+            return self._ask() if requests else ()
+        self._asked, self._to_decide = requests, []
+        return requests
 
     def _cancels_held(self, message: Frame) -> bool:
         """Drop the held call that a message cancels; returns whether there is one. Servers take no request for that."""
@@ -264,9 +268,6 @@ class Session:
     def _ask(self) -> Sequence[DecisionRequest]:
         """The next portion of requests. A call that may be held is decided alone: others may have to wait for it."""
         requests, end = self._to_decide, 1
-        if len(requests) == 1 and requests[0].waited_us is None:
-            self._asked, self._to_decide = requests, []
-            return requests
         if requests[0].waited_us is not None:
             self._let_wait(requests[0])
         else:

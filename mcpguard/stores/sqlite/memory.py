@@ -227,7 +227,7 @@ class Follower:
                 self._log.check()
                 if not tries_left:
                     self.follow()  # others always have appended much
-                if not tries_left or self._reads_all():
+                if not tries_left or self._log.ends_at(self.at) or self._reads_all():
                     self._has_company = self.at is not self._prepared_at
                     return
             except BaseException as error:
@@ -240,12 +240,7 @@ class Follower:
 
     def _reads_all(self) -> bool:
         """Read what others have appended, unless it is so much that others must not wait. Returns whether all of it is read."""
-        chunks = 0
-        while not self._log.ends_at(self.at) and self._read_some():
-            chunks += 1
-            if chunks == CHUNKS_IN_TURN:
-                return False
-        return True
+        return any(not self._read_some() or self._log.ends_at(self.at) for _ in range(CHUNKS_IN_TURN))
 
     def follow(self) -> None:
         """Read the records that others have appended."""
