@@ -38,6 +38,8 @@ FREED: Final = "f"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
 WRITTEN_BACK: Final = "t"
+CHARGING: Final = frozenset({ROW, CHARGED})
+"""The lines that may charge counters. Their last two fields tell when, and which."""
 
 NO_LABEL: Final = ""
 """The label of a counter whose label was lost with a removed database."""
@@ -72,7 +74,8 @@ def read_row(fields: Sequence[str]) -> Row:
     counted, remaining, retry_ms, repeats = map(_number, numbers)
     texts = decision, context, reported or None, request_id or None
     more = bytes.fromhex(args_hash) if args_hash else None, trace_id or None
-    return Row(int(time_us), int(seq), *texts, *more, counted, remaining, retry_ms, repeats, detail or None)
+    values = (int(time_us), int(seq), *texts, *more, counted, remaining, retry_ms, repeats, detail or None)
+    return tuple.__new__(Row, values)  # half the time of `Row(…)`
 
 
 def _number(text: str) -> int | None:
