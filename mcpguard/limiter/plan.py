@@ -100,10 +100,9 @@ class Plan:
 
     Attributes:
         keys: The ids of the counters.
-        is_plain: Whether all limits count calls, each has a counter of its own, with the same index, no counter depends on the
-            call's arguments, and no call waits.
-        plain_limits: Of such a plan, each limit's counter id, n, window in µs, grain in µs, and whether it is observed; else
-            empty.
+        is_plain: Whether all limits count calls and are enforced, each has a counter of its own, with the same index, no
+            counter depends on the call's arguments, and no call waits.
+        plain_limits: Of such a plan, each limit's counter id, n, window in µs and grain in µs; else empty.
         is_closed: Whether every call with this plan is denied.
         is_split: Whether a counter depends on the call's arguments: see `of_arguments`.
         settles: Whether the store has to be told when a call with this plan has ended.
@@ -131,11 +130,11 @@ class Plan:
         self.is_plain = (
             counted == {"calls"}
             and len(limits) == len(counters)
-            and all(limit.n and limit.counter == at for at, limit in enumerate(limits))
+            and all(limit.n and limit.counter == at and not limit.observe for at, limit in enumerate(limits))
             and not (self.is_split or self.waits)
         )
         self.plain_limits = [
-            (key, one.n, one.window_us, grain(one.n, one.window_us), one.observe)
+            (key, one.n, one.window_us, grain(one.n, one.window_us))
             for key, one in zip(self.keys, limits if self.is_plain else (), strict=False)
         ]
 

@@ -10,6 +10,7 @@ from mcpguard.limiter.waiting import is_held
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 
 _NOTHING: Final = Decision(False, (), (), ())
+_MANY: Final = 1 << 62
 
 
 def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, call_id: int = 0) -> tuple[Verdict, Decision]:
@@ -53,8 +54,8 @@ def admit(plan: Plan, states: Mapping[int, State], now_us: int) -> tuple[Verdict
         The verdict, and the new states. None if the call is not a usual one.
     """
     after: dict[int, State] = {}
-    tightest, count, least, is_observed = -1, 0, 0, False
-    for at, (key, n, window_us, grain_us, observe) in enumerate(plan.plain_limits):
+    tightest, least = -1, _MANY
+    for at, (key, n, window_us, grain_us) in enumerate(plan.plain_limits):
         log = states.get(key)
         if not log or log[-2] > now_us:
             return None
@@ -62,17 +63,16 @@ def admit(plan: Plan, states: Mapping[int, State], now_us: int) -> tuple[Verdict
             log = live(log, window_us, now_us)
             if not log:
                 return None
-        used = sum(log[2::2])
-        left = n - used - 1
-        if left < 0:
-            return None
-        if tightest < 0 or (left < least if observe is is_observed else is_observed):
-            tightest, count, least, is_observed = at, used + 1, left, observe
+        left = n - 1 - sum(log[2::2])
+        if left < least:
+            if left < 0:
+                return None
+            tightest, least = at, left
         if now_us - log[0] < grain_us:  # as `charge` does it
             after[key] = (*log[:-2], now_us, log[-1] + 1)
         else:
             after[key] = charge(log, n, window_us, now_us)
-    return Verdict("allowed", plan, tightest, count, least), after
+    return Verdict("allowed", plan, tightest, plan.limits[tightest].n - least, least), after
 
 
 def verdict(plan: Plan, decision: Decision) -> Verdict:

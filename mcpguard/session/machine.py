@@ -173,8 +173,7 @@ class Session:
         """
         if self._server_exited:
             return ()
-        self._now_us, self._due, self._denied, self._to_decide = now_us, (), [], []
-        steps = self._steps = []
+        self._now_us, steps = now_us, self._steps
         keys: set[str] = set()  # of the requests among the messages
         held, by_id, late = self.held.calls, self.in_flight.by_id, self.in_flight.late
         for message in messages:
@@ -196,8 +195,14 @@ class Session:
                 steps.append(message)
         if held and not (alone and messages):
             self._add_due(1 if alone else None)
-        self.unwritten += self._denied
-        return self._ask() if self._to_decide else ()
+        if self._denied:
+            self.unwritten += self._denied
+            self._denied = []
+        requests = self._to_decide
+        if len(requests) != 1 or requests[0].waited_us is not None:
+            return self._ask() if requests else ()
+        self._asked, self._to_decide = requests, []
+        return requests
 
     def _cancels_held(self, message: Frame) -> bool:
         """Drop the held call that a message cancels; returns whether there is one. Servers take no request for that."""
@@ -263,9 +268,6 @@ class Session:
     def _ask(self) -> Sequence[DecisionRequest]:
         """The next portion of requests. A call that may be held is decided alone: others may have to wait for it."""
         requests, end = self._to_decide, 1
-        if len(requests) == 1 and requests[0].waited_us is None:
-            self._asked, self._to_decide = requests, []
-            return requests
         if requests[0].waited_us is not None:
             self._let_wait(requests[0])
         else:
@@ -532,7 +534,7 @@ class Session:
             now_us: A monotone clock's reading.
         """
         self._to_client = []
-        steps, self._steps, self._to_decide = self._steps, [], []
+        steps, self._steps, self._denied, self._to_decide = self._steps, [], [], []
         waiting = [call.key for call in self._due if call.key in self.held.calls]
         for step in steps:
             if isinstance(step, DecisionRequest) and step.key not in waiting:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from mcpguard.light_typing import Final, TypeVar
 
-WORK_S: Final = 0.0001
+WORK_S: Final = 0.0002
 """How long to work before a pause. A call of this process that comes in between waits as long. A call of another process on the
 same CPU can wait so long three times: until each of the processes that it passes through has the CPU."""
 

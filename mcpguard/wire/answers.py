@@ -124,16 +124,8 @@ def _answer(message: object) -> Answer | None:
     return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", wanted)
 
 
-def _has_id(text: bytes) -> bool:
-    return b'"id"' in text or _ESCAPED in text
-
-
-def _may_be_answer(line: bytes) -> bool:
-    return not _NO_ANSWER.match(line) and _has_id(line)
-
-
 class AnswerLines:
-    """Cuts the server's stream into lines that may be answers, in bounded memory."""
+    """Cuts the server's stream into lines, in bounded memory. See `read`: not all of them are answers."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -146,14 +138,14 @@ class AnswerLines:
         return not self._held
 
     def feed(self, chunk: bytes) -> list[Line]:
-        """The lines that `chunk` completes, except those that cannot be answers."""
+        """The lines that `chunk` completes; those that begin in it only if it has an id."""
         *lines, rest = chunk.split(b"\n")
         found = []
         if lines and self._held:
             self._hold(lines.pop(0))
-            found = self._finish()
-        if lines and _has_id(chunk):  # one search through many short notifications is faster than a look at each
-            found += [Line(line) for line in lines if _may_be_answer(line)]
+            found = [self._finish()]
+        if b'"id"' in chunk or _ESCAPED in chunk:  # one search through many short notifications is faster than a look at each
+            found += map(Line, lines)
         if rest:
             self._hold(rest)
         return found
@@ -162,18 +154,18 @@ class AnswerLines:
         """The unterminated last line if it is valid JSON: a line that was cut off answers nothing."""
         if not 0 < self._held <= MAX_PARSED_ANSWER_BYTES:
             return []
-        lines = self._finish()
+        line = self._finish()
         try:
-            json.loads(b"".join([line.frame for line in lines]))
+            json.loads(line.frame)
         except (ValueError, RecursionError):
             return []
-        return lines
+        return [line]
 
-    def _finish(self) -> list[Line]:
+    def _finish(self) -> Line:
         line = Line(b"".join(self._parts), self._held <= MAX_PARSED_ANSWER_BYTES)
         self._parts.clear()
         self._held = 0
-        return [line] if _may_be_answer(line.frame) else []
+        return line
 
     def _hold(self, part: bytes) -> None:
         if not self._held:  # one look at the beginning: to join and to search a long line takes as long as to pass it on

@@ -23,7 +23,7 @@ class DifferingValue(NamedTuple):
     Attributes:
         before: The text between the value before it and this one.
         member: What it is: `id`, or a member of `params`.
-        text: Its text in the call that the form was made from; empty if it is a number or a word, which can go on.
+        text: Its text in the call that the form was made from; empty for an id, a number or a word: the latter can go on.
     """
 
     before: str
@@ -58,7 +58,8 @@ class Form(NamedTuple):
         values: list[DifferingValue] = []
         at = 0
         for key, begin, end in _values(text, scan) if text.startswith("{") else ():
-            values.append(DifferingValue(text[at:begin], key, text[begin:end] if text[end - 1] in '}]"' else ""))
+            may_repeat = key != "id" and text[end - 1] in '}]"'
+            values.append(DifferingValue(text[at:begin], key, text[begin:end] if may_repeat else ""))
             at = end
         has_id = any(value.member == "id" for value in values)
         return cls(tuple(values), text[at:], params, scan) if has_id else None
@@ -66,11 +67,10 @@ class Form(NamedTuple):
     def read(self, line: bytes) -> tuple[object, dict[str, object]] | None:
         """The id and the `params` of a call of this form; None if the line has another form, or is not JSON in UTF-8.
 
-        The caller checks the id and the name. A client in a loop repeats its arguments. Then they are the same object as in the
-        other calls.
+        The caller checks the id. A client in a loop repeats its arguments. Then they are the same object as in the other calls.
         """
-        differing, end, params, scan = self
-        params = params.copy()
+        differing, end, known, scan = self
+        params = known.copy()
         request_id: object = None
         at = 0
         try:
@@ -79,12 +79,16 @@ class Form(NamedTuple):
                 if not text.startswith(before, at):
                     return None
                 at += len(before)
-                if member == "id":
-                    request_id, at = scan(text, at)
-                elif same and text.startswith(same, at):
+                if same and text.startswith(same, at):
                     at += len(same)
+                    continue
+                value, at = scan(text, at)
+                if member == "id":
+                    request_id = value
+                elif member == "name" and not (type(value) is str and value.isascii() and "\0" not in value):
+                    return None  # strict parsing says whether it is a name
                 else:
-                    params[member], at = scan(text, at)
+                    params[member] = value
         except (ValueError, StopIteration):
             return None
         return (request_id, params) if text[at:] == end else None

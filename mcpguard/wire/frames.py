@@ -172,9 +172,8 @@ class MessageReader:
                     self._learn(line, parsed[0])
                 continue
             request_id, params = found
-            name = params["name"]
             id_as_text = str(request_id) if type(request_id) is int else id_text(request_id)
-            if id_as_text is None or type(name) is not str or not name.isascii() or "\0" in name:
+            if id_as_text is None:
                 messages += parse(line)
             else:
                 raw = line if line.isascii() and _CR not in line else escape_line_separators(line)

@@ -138,7 +138,7 @@ def test_every_denial_is_counted_in_exactly_one_row_which_it_names(steps: list[S
         flood.take(step, pad)
         without_failures.take(replace(step, fails=False), pad)
     kinds = {(one.decision, one.reported) for one in flood.verdicts}
-    assert memory(flood.journal) <= 2000 + len(kinds) * (KIND_STORMS + 1) * (200 + 2 * len(pad))
+    assert memory(flood.journal) <= 2000 + len(kinds) * (KIND_STORMS + 1) * (300 + 2 * len(pad))
     flood.flush(all_of_them=True)
     without_failures.flush(all_of_them=True)
     assert flood.rows == without_failures.rows

@@ -41,7 +41,7 @@ def plans(draw: st.DrawFn) -> tuple[Plan, Sequence[State]]:
     states = draw(st.lists(logs(), max_size=3))
     counters = tuple([Counter(at, f"[{at}]", draw(st.sampled_from(WINDOWS_US))) for at in range(len(states))])
     at = [*range(len(states)), *range(draw(st.integers(0, 9)) == 0 and len(states) > 0)]
-    limits = [Limit(draw(st.sampled_from(SIZES)), counters[one].window_us, one, 0, draw(st.booleans())) for one in at]
+    limits = [Limit(draw(st.sampled_from(SIZES)), counters[one].window_us, one, 0, draw(st.integers(0, 9)) == 0) for one in at]
     if draw(st.integers(0, 9)) == 0:
         limits.append(Limit(0, 0, -1, 1, draw(st.booleans())))
     if draw(st.integers(0, 9)) == 0:
@@ -63,7 +63,7 @@ def test_a_call_that_is_admitted_in_one_pass_has_the_general_verdict_and_logs(fo
 
 def test_a_call_with_room_on_used_counters_is_admitted_in_one_pass() -> None:
     counters = (Counter(1, "[1]", 64), Counter(2, "[2]", 1_000))
-    limits = (Limit(5, 64, 0), Limit(7, 1_000, 1, 1, True))
+    limits = (Limit(5, 64, 0), Limit(7, 1_000, 1, 1))
     plan = Plan(limits, (Reported("user", "one", 5, "64us"), Reported("tool", "two", 7, "1ms")), counters)
     admitted = admit(plan, {1: USED, 2: USED}, NOW_US)
     assert admitted is not None
@@ -95,8 +95,14 @@ def test_any_other_call_is_left_to_the_general_decision(log: State) -> None:
 
 @pytest.mark.parametrize(
     "limits",
-    [(), (Limit(2, 640, 0), Limit(3, 640, 0)), (Limit(2, 640, 1), Limit(2, 640, 0)), (Limit(0, 0, -1),)],
-    ids=["no limits", "a shared counter", "another order", "deny"],
+    [
+        (),
+        (Limit(2, 640, 0), Limit(3, 640, 0)),
+        (Limit(2, 640, 1), Limit(2, 640, 0)),
+        (Limit(0, 0, -1),),
+        (Limit(2, 640, 0, observe=True),),
+    ],
+    ids=["no limits", "a shared counter", "another order", "deny", "observed"],
 )
 def test_a_plan_with_such_limits_is_not_plain(limits: tuple[Limit, ...]) -> None:
     counters = [Counter(at, f"[{at}]", 640) for at in range(len({limit.counter for limit in limits} - {-1}))]

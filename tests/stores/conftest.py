@@ -140,6 +140,13 @@ def tell(worker: Worker, what: str = "") -> None:
     worker.stdin.flush()
 
 
+def kill(*workers: Worker) -> None:
+    """Kill processes, and wait until their files are closed."""
+    for worker in workers:
+        worker.kill()
+        worker.wait(ENOUGH_S)
+
+
 def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> list[str]:
     """What 24 processes print, of which eight run at a time. Each is killed after so many lines."""
 
@@ -148,7 +155,7 @@ def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]
         for _ in range(3):
             worker = start()
             said += [heard(worker) for _ in range(lines_each())]
-            worker.kill()
+            kill(worker)
         return said
 
     with ThreadPoolExecutor(8) as pool:

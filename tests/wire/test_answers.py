@@ -121,7 +121,7 @@ def test_an_answer_is_found_however_the_key_of_its_id_is_spelled(key: str, order
     for body, outcome in (('"result":{"isE\\u0072ror":true}', "tool_error"), ('"\\u0065rror":{"code":1}', "rpc_error")):
         frame = f'{{"{key}":7,{body}}}\n' if order == "id first" else f'{{{body},"{key}":7}}\n'
         lines = AnswerLines().feed(b'{"method":"x"}\n' + frame.encode() + b'{"method":"x"}\n')
-        assert [read_answer(line.frame, whole=line.whole) for line in lines] == [Answer("7", outcome)]
+        assert [answer for line in lines for answer in answers.read(line)] == [Answer("7", outcome)]
     large = json.dumps(LARGE)
     frame = f'{{"{key}":7,"result":{large}}}\n' if order == "id first" else f'{{"result":{large},"{key}":7}}\n'
     assert read_large(frame.encode()) == [Answer("7", "unparsed")]

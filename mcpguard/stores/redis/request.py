@@ -108,7 +108,7 @@ class Commands:
     def _begin_one(self, plan: Plan, counters: Sequence[Counter]) -> _Beginning:
         if len(self._beginnings) >= _MOST_PLANS:
             self._beginnings.clear()
-        is_usual = plan.is_plain and len(counters) <= _MOST_USUAL and not any(limit.observe for limit in plan.limits)
+        is_usual = plan.is_plain and len(counters) <= _MOST_USUAL
         found = self._beginnings[id(plan)] = _Beginning(plan, self._begin([plan], counters), is_usual)
         return found
 

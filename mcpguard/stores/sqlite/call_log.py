@@ -14,6 +14,7 @@ process (SIGBUS).
 
 import contextlib
 import json
+import operator
 import os
 import stat
 import struct
@@ -37,6 +38,9 @@ RING_BYTES: Final = 8 * 1024 * 1024
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048
 _DRAINED: Final = struct.Struct("<qq4sI")
+_identity: Final = operator.itemgetter(stat.ST_DEV, stat.ST_INO, stat.ST_SIZE)
+"""What a file's status tells of which file it is, and how long."""
+
 _END_BYTES: Final = CHECKSUM_BYTES + 8
 _BLOCK_BYTES: Final = 64 * 1024
 _RESERVED_SHARE: Final = 32
@@ -348,10 +352,6 @@ def removed(path: StrPath) -> str:
 
 def _header(header: Mapping[str, object]) -> bytes:
     return json.dumps(header).encode().ljust(_DRAINED_AT, b"\0")
-
-
-def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    return found.st_dev, found.st_ino, found.st_size
 
 
 def _write_all(fd: int, data: bytes, at: int) -> None:

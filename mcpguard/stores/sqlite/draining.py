@@ -13,7 +13,7 @@ from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.database import PAGE_BYTES
-from mcpguard.stores.sqlite.memory import changed, pack_log
+from mcpguard.stores.sqlite.memory import pack_log
 from mcpguard.text.digest import number
 
 _ROW_BYTES: Final = 160
@@ -66,12 +66,13 @@ class Drain:
         self._key = key
         self._pauses = pauses
         self._rows: list[tuple[object, ...]] = []
-        self._outcomes: list[tuple[str, int, int]] = []
+        self._outcomes: dict[int, tuple[str, int]] = {}  # by row id; usually the row is in the same batch
         self._ids: dict[str, int] = {}  # of shared texts
         self._namespaces: dict[str, int] = {}  # by context
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
         self._labels: dict[int, str] = {}
+        self._changes: list[Sequence[str]] = []  # of counters: what `Memory.take` needs of their lines
 
     def write(self, first_row: int, batch: Sequence[str]) -> None:
         """Write records.
@@ -80,8 +81,10 @@ class Drain:
             first_row: The id of the first audit row among them.
             batch: The records.
         """
-        row = first_row
-        for line in self._pauses.between(line for text in batch for line in text.split("\n")):
+        row, outcomes = first_row, [text for text in batch if text[0] == log_lines.OUTCOME]
+        self._outcomes = log_lines.outcomes(self._pauses.between(outcomes))
+        others = (text for text in batch if text[0] != log_lines.OUTCOME)
+        for line in self._pauses.between(line for text in others for line in text.split("\n")):
             fields = line.split("\t")
             if fields[0] == log_lines.ROW:
                 self._take_row(row, fields)
@@ -91,14 +94,17 @@ class Drain:
             else:
                 self._take(fields)
         self._write_rows()
-        self._write_counters(batch)
+        self._write_counters()
 
     def _take_row(self, row_id: int, fields: list[str]) -> None:
         row = log_lines.read_row(fields)
         namespace = self._namespaces.get(row.context) or self._find_namespace(row.context)
         self._bytes[namespace] += row_bytes(len(row.detail or "") + len(row.request_id or ""))
         limit = self._use(row.reported) if row.reported else None
-        self._rows.append((row_id, namespace, *row[:3], self._use(row.context), limit, *row[5:], None, None))
+        if fields[-1]:
+            self._changes.append((log_lines.ROW, *fields[-2:]))
+        outcome = self._outcomes.pop(row_id, (None, None))
+        self._rows.append((row_id, namespace, *row[:3], self._use(row.context), limit, *row[5:], *outcome))
 
     def _use(self, text: str) -> int:
         """Count a row with a shared text. Returns the text's id."""
@@ -116,16 +122,17 @@ class Drain:
 
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
-        if kind == log_lines.OUTCOME:
-            self._outcomes.append((fields[2], int(fields[3]), int(fields[1])))
-        elif kind == log_lines.COUNTER:
+        if kind == log_lines.COUNTER:
             self._labels[int(fields[1])] = fields[3]
+        elif kind in {log_lines.CHARGED, log_lines.MERGED}:
+            self._changes.append(fields)
         elif kind == log_lines.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
         elif kind == log_lines.FREED:
             self._db.execute("DELETE FROM in_flight WHERE counter = ? AND call = ?", fields[1:])
         elif kind == log_lines.EMPTIED:
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
+            self._changes.append(fields)
         elif kind == notes.NOTED:
             namespace, note, noted_us = notes.read_note(fields)
             if note.text:
@@ -138,18 +145,21 @@ class Drain:
     def _write_rows(self) -> None:
         self._write_all(_USE, [(self._ids[text], text, self._namespaces.get(text), n) for text, n in self._uses.items()])
         self._insert_rows()
-        self._write_all(_SET_OUTCOME, self._outcomes)
+        self._write_all(_SET_OUTCOME, [(*outcome, row_id) for row_id, outcome in self._outcomes.items()])
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _insert_rows(self) -> None:
         self._write_all(_INSERT_ROW, self._rows)
         self._rows.clear()
 
-    def _write_counters(self, batch: Sequence[str]) -> None:
+    def _write_counters(self) -> None:
         """Write the counters whose logs are changed."""
-        ids = changed(batch)
+        charged = {fields[-1] for fields in self._changes if fields[0] in log_lines.CHARGING}
+        ids = {key for text in charged for key, *_ in log_lines.read_charges(text)}
+        ids |= {int(fields[1]) for fields in self._changes if fields[0] not in log_lines.CHARGING}
         memory = database.load_counters(self._db, list(ids))
-        memory.apply(self._pauses.between(batch))
+        for fields in self._pauses.between(self._changes):
+            memory.take(fields[0], fields)
         held = {key: log for key in ids if (log := memory.states.get(key))}
         self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key in ids if key not in held))
         values = (

@@ -42,7 +42,6 @@ CHUNKS_IN_TURN: Final = 8
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
 
-_CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
 _FOLLOWED: Final = frozenset(
     {log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED, log_lines.MERGED, log_lines.WRITTEN_BACK, notes.NOTED}
 )
@@ -95,15 +94,17 @@ class Memory:
         for text in texts:
             for line in text.split("\n"):
                 kind = line[0]
-                if kind in _CHARGING:
-                    _, charged_us, charged = line.rsplit("\t", 2)
-                    if charged:
-                        self._charge(charged, int(charged_us))
+                if kind in log_lines.CHARGING:
+                    self.take(kind, line.rsplit("\t", 2))
                 elif kind in _FOLLOWED:
-                    self._take(kind, line.split("\t"))
+                    self.take(kind, line.split("\t"))
 
-    def _take(self, kind: str, fields: list[str]) -> None:
-        if kind == notes.NOTED:
+    def take(self, kind: str, fields: Sequence[str]) -> None:
+        """Make the change of a line of this kind. Of one that may charge counters, only the last two fields are needed."""
+        if kind in log_lines.CHARGING:
+            if fields[-1]:
+                self._charge(fields[-1], int(fields[-2]))
+        elif kind == notes.NOTED:
             self._take_note(fields)
         elif kind == log_lines.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
@@ -130,7 +131,7 @@ class Memory:
         before = sliding.live(self.states.get(key, EMPTY), window_us, int(now))
         self.states[key], self.windows[key] = sliding.merge(before, log, window_us), window_us
 
-    def _take_note(self, fields: list[str]) -> None:
+    def _take_note(self, fields: Sequence[str]) -> None:
         """Take a note, or its removal. Of the others, the oldest are dropped once they have expired."""
         namespace, note, noted_us = notes.read_note(fields)
         self.notes.pop((namespace, note.key), None)
@@ -210,7 +211,8 @@ class Follower:
         The log is read if others have appended something before the last turn; and if there are places, so that no dead process
         is examined whose places others have freed.
         """
-        self.make_room()
+        if len(self.memory.states) > self.most_counters * _CROWDED_SHARE:
+            self.make_room()
         self._prepared_at = self.at
         if self._has_company or self.memory.places:
             self.follow()
@@ -226,7 +228,7 @@ class Follower:
                 self._log.check()
                 if not tries_left:
                     self.follow()  # others always have appended much
-                if not tries_left or self._reads_all():
+                if not tries_left or self._log.ends_at(self.at) or self._reads_all():
                     self._has_company = self.at is not self._prepared_at
                     return
             except BaseException as error:
@@ -239,12 +241,7 @@ class Follower:
 
     def _reads_all(self) -> bool:
         """Read what others have appended, unless it is so much that others must not wait. Returns whether all of it is read."""
-        chunks = 0
-        while not self._log.ends_at(self.at) and self._read_some():
-            chunks += 1
-            if chunks == CHUNKS_IN_TURN:
-                return False
-        return True
+        return any(not self._read_some() or self._log.ends_at(self.at) for _ in range(CHUNKS_IN_TURN))
 
     def follow(self) -> None:
         """Read the records that others have appended."""
@@ -292,13 +289,8 @@ class Follower:
         return len(self.memory.states) >= self.most_counters
 
     def make_room(self) -> None:
-        """If there are many counters, drop those that have expired among some: next time among others.
-
-        If there are few it takes next to no time.
-        """
+        """Drop the counters that have expired among some: next time among others."""
         states, windows = self.memory.states, self.memory.windows
-        if len(states) < self.most_counters * _CROWDED_SHARE:
-            return
         now_us, excess = self.clock(), max(0, len(states) - self.most_counters)
         for key in list(itertools.islice(states, _LOOKED_AT + 2 * excess)):  # those that were looked at longest ago
             log = states.pop(key)
@@ -306,18 +298,6 @@ class Follower:
                 states[key] = log
             else:
                 del windows[key]
-
-
-def changed(texts: Iterable[str]) -> set[int]:
-    """The ids of the counters whose logs some records change."""
-    charged: set[str] = set()
-    ids: set[int] = set()
-    for line in (line for text in texts for line in text.split("\n")):
-        if line[0] in _CHARGING:
-            charged.add(line.rpartition("\t")[2])
-        elif line[0] in {log_lines.MERGED, log_lines.EMPTIED}:
-            ids.add(int(line.split("\t", 2)[1]))
-    return ids.union(key for one in charged - {""} for key, *_ in log_lines.read_charges(one))
 
 
 _MAX_SUM: Final = (1 << 32) - 1

@@ -210,7 +210,7 @@ class SqliteReader:
     def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
         """The wanted rows of database and log, page by page; and the last id of each page, if they ascend."""
         _, first, texts = self._with_log(lambda _: None)
-        outcomes = _outcomes(texts)
+        outcomes = log_lines.outcomes(texts)
         of_log = list(_of_log(first, texts, outcomes, after, wanted))
         if newest_first:
             yield of_log[::-1], 0
@@ -318,7 +318,7 @@ class SqliteReader:
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
         known, _, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
-        known = _outcomes(texts) | known
+        known = log_lines.outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
     # both
@@ -371,14 +371,6 @@ def _text_or_bytes(data: bytes) -> str | bytes:
 def _lines(texts: Sequence[str], kind: str) -> Iterator[list[str]]:
     """The fields of the lines of a kind."""
     return (line.split("\t") for text in texts for line in text.split("\n") if line[0] == kind)
-
-
-def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
-    """The outcomes that records tell, by row; the first of each stands."""
-    found: dict[int, tuple[str, int]] = {}
-    for _, row_id, outcome, duration_us in _lines(texts, log_lines.OUTCOME):
-        found.setdefault(int(row_id), (outcome, int(duration_us)))
-    return found
 
 
 def _of_log(first: int, texts: Sequence[str], outcomes: _Outcomes, after: int, wanted: Wanted | None) -> Iterator[StoredRow]:

@@ -22,7 +22,7 @@ from mcpguard.stores.sqlite.places import sweep
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
-from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one, tell
+from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, kill, killed_one_by_one, tell
 from tests.stores.sqlite.conftest import Open, Tend, rows
 from tests.stores.worker import CAPPED, SEATS
 
@@ -34,12 +34,6 @@ def ask(worker: Worker, what: str) -> str:
     """Tell a worker what to do. Returns what it says."""
     tell(worker, what)
     return heard(worker)
-
-
-def kill(*workers: Worker) -> None:
-    for worker in workers:
-        worker.kill()
-        worker.wait(ENOUGH_S)
 
 
 @pytest.fixture
