@@ -67,7 +67,7 @@ def test_errors_are_calls_that_the_tool_or_the_server_failed() -> None:
     assert statistics([Tally(1, calls)], "outcome")[1][:6] == ("total", 5, 5, 0, 0, 2)
 
 
-@pytest.mark.parametrize("columns", [80, 160])
+@pytest.mark.parametrize("columns", [64, 80, 160])
 def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
     found = [
         Statistic("search_customers", 1_234_567, 1_000_000, 234_000, 567, 12, 1.25, 250.5, 61_000.0),
@@ -81,7 +81,9 @@ def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
 
 def test_a_table_on_a_narrow_terminal_still_shows_what_is_counted() -> None:
     one = Statistic("search_customers", *[1] * 5, *[None] * 3)
-    assert _table("tool", [one], 40)[1].startswith("search_… ")
+    for width in (50, 60, 70):
+        assert _table("tool", [one], width)[1].startswith("search_customers ")
+    assert _table("tool", [one], 30)[1].startswith("search_… ")
 
 
 def test_a_table_of_80_columns_shows_each_hour_as_a_whole() -> None:

@@ -12,8 +12,11 @@ from mcpguard.config import Settings
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.text.printing import printable, quoted
 
-_LEAST_KEY: Final = 8
-"""The least width of what is counted by."""
+_LEAST_KEY: Final = 16
+"""How wide what is counted by should be. A narrower terminal shows fewer columns."""
+
+_LEFT_OUT: Final = ("DENIED %", "P50", "P99", "ERRORS")
+"""The columns that are left out then, one after another."""
 
 
 @click.command("stats", Command)
@@ -62,7 +65,10 @@ def _table(by: str, found: list[Statistic], width: int) -> list[str]:
     if width >= 110:
         columns[1:1] = [("ALLOWED", -9)]
         columns[4:4] = [("WOULD DENY", -10)]
-    columns.insert(0, (by.upper(), max(_LEAST_KEY, room_beside(columns, width))))
+    for name in _LEFT_OUT:
+        if room_beside(columns, width) < _LEAST_KEY:
+            columns = [one for one in columns if one[0] != name]
+    columns.insert(0, (by.upper(), max(_LEAST_KEY // 2, room_beside(columns, width))))
     cells = [{by.upper(): _key(by, one.key), **_cells(one)} for one in found]
     return [headings(columns), *(table_row([one[name] for name, _ in columns], columns) for one in cells)]
 
