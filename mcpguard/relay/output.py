@@ -24,16 +24,18 @@ class ClientOutput:
     Args:
         fd: The descriptor that the client reads from.
         gone: Called once when the client has closed its end.
+        most_queued_bytes: See `MAX_QUEUED_BYTES`.
 
     Attributes:
         taken: How many bytes the client or its pipe has taken.
         queued_bytes: How many bytes of replies are queued.
     """
 
-    def __init__(self, fd: int, gone: Callable[[], None]) -> None:
+    def __init__(self, fd: int, gone: Callable[[], None], most_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
         self.taken = 0
         self._fd = fd
         self._gone = gone
+        self._most_queued_bytes = most_queued_bytes
         self._writing = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[bytes] = deque()
@@ -85,7 +87,7 @@ class ClientOutput:
             self._changed.notify_all()
 
     def await_room(self, client_is_gone: Callable[[], bool]) -> None:
-        """Backpressure: wait while more than `MAX_QUEUED_BYTES` are queued.
+        """Backpressure: wait while more than `most_queued_bytes` are queued.
 
         Args:
             client_is_gone: Tells whether the client has closed both its ends.
@@ -94,7 +96,7 @@ class ClientOutput:
             ConnectionAbortedError: The client is gone.
         """
         with self._changed:
-            while self.queued_bytes > MAX_QUEUED_BYTES and not self._broken:
+            while self.queued_bytes > self._most_queued_bytes and not self._broken:
                 if client_is_gone():
                     raise ConnectionAbortedError
                 self._changed.wait(LOOK_S)

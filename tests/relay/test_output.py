@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
+from mcpguard.relay.output import ClientOutput
 from tests.end_to_end.host import until
 
 MIB = 1 << 20
 PIPE_BYTES = 1 << 16
+MOST_QUEUED_BYTES = 4 * MIB
 NEVER = 30.0
 """Only a thread that hangs takes this long."""
 
@@ -25,7 +26,7 @@ class Client:
     def __init__(self) -> None:
         self.fd, self.write_fd = os.pipe()
         self.losses = 0
-        self.output = ClientOutput(self.write_fd, self._lost)
+        self.output = ClientOutput(self.write_fd, self._lost, MOST_QUEUED_BYTES)
         self._received: list[bytes] = []
 
     def _lost(self) -> None:
@@ -185,18 +186,18 @@ def test_queued_replies_are_written_after_the_open_frame_even_if_the_server_is_s
 def test_a_reply_does_not_wait_for_a_client_that_does_not_read(client: Client) -> None:
     relaying = in_thread(client.output.relay, b"s" * MIB + b"\n", unseen)  # more than the pipe takes: waits
     assert client.read(1) == b"s"
-    for _ in range(MAX_QUEUED_BYTES // MIB - 1):
+    for _ in range(MOST_QUEUED_BYTES // MIB - 1):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
     assert relaying.is_alive()
     data = client.ended()
     assert joined(relaying)
-    assert data.count(b"\n") == MAX_QUEUED_BYTES // MIB
+    assert data.count(b"\n") == MOST_QUEUED_BYTES // MIB
     assert data[: MIB + 1] == b"s" * (MIB - 1) + b"\nr"
 
 
 def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
     client.output.relay(b"open, ", unseen)
-    for _ in range(MAX_QUEUED_BYTES // MIB):
+    for _ in range(MOST_QUEUED_BYTES // MIB):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
     client.output.await_room(lambda: False)
     client.output.reply(b"last\n")
@@ -204,7 +205,7 @@ def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
     waiting.join(0.2)
     assert waiting.is_alive()
     relaying = in_thread(client.output.relay, b"end\n", unseen)
-    size = len(b"open, end\n") + MAX_QUEUED_BYTES + len(b"last\n")
+    size = len(b"open, end\n") + MOST_QUEUED_BYTES + len(b"last\n")
     assert client.read(size).endswith(b"r\nlast\n")
     assert joined(waiting)
     assert joined(relaying)
@@ -212,7 +213,7 @@ def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
 
 def test_backpressure_ends_if_the_client_is_gone_while_a_frame_is_open(client: Client) -> None:
     client.output.relay(b"open, ", unseen)
-    client.output.reply(b"r" * MAX_QUEUED_BYTES + b"\n")
+    client.output.reply(b"r" * MOST_QUEUED_BYTES + b"\n")
     with pytest.raises(ConnectionAbortedError):
         client.output.await_room(lambda: True)
 
@@ -230,7 +231,7 @@ def test_a_client_that_is_gone_is_reported_once_and_not_waited_for(client: Clien
 def test_backpressure_ends_when_the_client_goes(client: Client) -> None:
     relaying = in_thread(client.output.relay, b"s" * MIB, unseen)
     assert client.read(1) == b"s"
-    client.output.reply(b"r" * MAX_QUEUED_BYTES + b"\n")
+    client.output.reply(b"r" * MOST_QUEUED_BYTES + b"\n")
     waiting = in_thread(client.output.await_room, lambda: False)
     client.close_reader()
     assert joined(relaying)
