@@ -68,7 +68,7 @@ class Coverage:
 
     def sources(self, project: Path | None = None) -> list[Source]:
         """The files of clients, and of plugins."""
-        return [*sources(self._machine, project=project), *plugin_sources(self._machine, project)]
+        return [*sources(self._machine, project=project), *plugin_sources(self._machine, project=project)]
 
     def servers(self, source: Source) -> list[CoveredServer]:
         """The servers of a file. They are counted.

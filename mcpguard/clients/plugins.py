@@ -26,14 +26,15 @@ _SERVERS: Final = Layout(("mcpServers",))
 _BUNDLE: Final = Layout(("server", "mcp_config"), is_single=True)
 
 
-def plugin_sources(machine: Machine, project: Path | None = None) -> Iterator[Source]:
+def plugin_sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path | None = None) -> Iterator[Source]:
     """The files with the servers of plugins that are not switched off.
 
     Args:
         machine: The account.
+        clients: The clients whose plugins are looked for.
         project: Give the plugins of this project instead of the account's.
     """
-    for client, kind in [(client, client.plugins) for client in CLIENTS if client.plugins]:
+    for client, kind in [(client, client.plugins) for client in clients if client.plugins]:
         for folder in _folders(machine, kind, project):
             is_cached = folder.parents[2].name == "cache" if len(folder.parents) > 2 else False
             plugin = f"{folder.parent.name}@{folder.parents[1].name}" if is_cached else folder.name
@@ -58,8 +59,8 @@ def missing_files(machine: Machine, clients: Iterable[Client]) -> list[Source]:
     for client in clients:
         location = client.locations[0]
         if client.key == "codex" and not may_exist(file := machine.paths(location.pattern)[0]):
-            brought = [source for source in plugin_sources(machine) if source.client is client]
-            entries = [of_plugin(machine, source, entry) for source in brought for entry in readable_entries(source)]
+            brought = [(source, entry) for source in plugin_sources(machine, [client]) for entry in readable_entries(source)]
+            entries = [of_plugin(machine, source, entry) for source, entry in brought]
             if any(entry.kind == "stdio" for entry in entries):
                 found.append(Source(client, location.scope, file, location.layout, location.dialect))
     return found

@@ -142,8 +142,8 @@ def plan_plugins(plan: ChangePlan, source: Source, servers: frozenset[str], laun
         FileFault: The file cannot have one.
     """
     own, is_new = {one.name: one for one in entries_of(source, plan.content(source.file))}, not may_exist(source.file)
-    for brought in plugin_sources(plan.machine):
-        for one in readable_entries(brought) if brought.client is source.client else ():
+    for brought in plugin_sources(plan.machine, [source.client]):
+        for one in readable_entries(brought):
             entry = of_plugin(plan.machine, brought, one, replaced=False)
             known, records = own.get(entry.name), plan.rewritten(source, entry.name)
             wanted = entry.kind == "stdio" and (not servers or entry.name in servers) and (records or not known)
