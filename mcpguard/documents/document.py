@@ -292,12 +292,10 @@ def removed(document: Document, nodes: Iterable[Node]) -> bytes:
     def cut(container: Container) -> list[Splice]:
         """Remove what is in a container, unless the container becomes one that is gone."""
         splices: list[Splice] = []
-        places: set[int] = set()
-        for at, child in enumerate(container.children):
+        for child in container.children:
             if isinstance(child.node, Container) and id(child.node) not in gone:
                 splices += cut(child.node)
-            if id(child.node) in gone:
-                places.add(at)
+        places = {at for at, child in enumerate(container.children) if id(child.node) in gone}
         dropped.update(id(container.children[at]) for at in places)
         if len(places) == len(container.children) > 0 and container is not document.root and _is_made(document.text, container):
             gone.add(id(container))
