@@ -367,7 +367,7 @@ def _added(document: Document, event: str, entry: Mapping[str, Any]) -> Splice:
     value: Any = {event: [entry]} if len(missing) == 2 else [entry] if missing else entry
     name = f"{json.dumps(missing[0])}: " if missing else ""
     long = name + json.dumps(value, indent=_unit(document), ensure_ascii=False)
-    return appended(document, node, [_on_one_line(long)], long)
+    return appended(document, node, _on_one_line(long), long)
 
 
 def _on_one_line(text: str) -> str:

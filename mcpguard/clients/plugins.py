@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from mcpguard.clients.catalog import CLIENTS, Client, Plugins
+from mcpguard.clients.catalog import CLIENTS, SERVERS, Client, Plugins
 from mcpguard.clients.discovery import Machine, Source, content_of, may_exist, off_by, readable_entries
 from mcpguard.clients.entries import Entry, Layout
 from mcpguard.documents.document import Dialect
@@ -22,7 +22,6 @@ _SERVER_FILES: Final = (".mcp.json", ".github/mcp.json", "mcp.json")
 _FOLDERS: Final = ("installPath", "cache_path", "pluginUri")
 """The members of a register that name a plugin's folder."""
 
-_SERVERS: Final = Layout(("mcpServers",))
 _BUNDLE: Final = Layout(("server", "mcp_config"), is_single=True)
 
 
@@ -105,10 +104,10 @@ def _files(folder: Path, kind: Plugins) -> Iterator[tuple[Path, Layout]]:
     value = content_of(manifest) if manifest else {}
     servers = value.get("mcpServers") if isinstance(value, dict) else None
     if manifest and (kind.is_bundle or isinstance(servers, dict) or value is None):  # one that is damaged is told
-        yield manifest, _BUNDLE if kind.is_bundle else _SERVERS
+        yield manifest, _BUNDLE if kind.is_bundle else SERVERS
     names = [servers] if isinstance(servers, str) else servers if isinstance(servers, list) else []
     named = [folder / name for name in names if isinstance(name, str)]
     usual = [folder / name for name in _SERVER_FILES if os.path.isfile(folder / name)]  # noqa: PTH113
     for file in () if kind.is_bundle else named or usual:
         found = content_of(file)
-        yield file, Layout(()) if isinstance(found, dict) and "mcpServers" not in found else _SERVERS
+        yield file, Layout(()) if isinstance(found, dict) and "mcpServers" not in found else SERVERS
