@@ -154,9 +154,8 @@ def plan_plugins(plan: ChangePlan, source: Source, servers: frozenset[str], laun
             if known and (known.own_words, known.cwd) == (new.own_words, new.cwd):
                 continue
             if known and not restored(plan, source, known):
-                raise FileFault(
-                    f"{source.file}: {entry.name}: not changed: its entry was edited", "remove it, then run this again"
-                )
+                what = f"{source.file}: {entry.name}: not changed: its entry was edited"
+                raise FileFault(what, "remove it, then run this again")
             old = plan.content(source.file)
             added = ("\n" if old else "") + ("" if old.endswith(b"\n") or not old else "\n") + block
             entries_of(source, old + encoded(added))

@@ -113,9 +113,8 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     info = dict(line.split(":", 1) for line in lines if ":" in line)
     detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {oldest}"
     if took_ms > settings.timeout_ms:
-        yield advice(
-            "store", detail, f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"
-        )
+        hint = f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"
+        yield advice("store", detail, hint)
     else:
         yield good("store", detail)
     for warning in warnings:
