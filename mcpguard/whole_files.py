@@ -51,9 +51,8 @@ def reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         check = {errno.ESTALE: SWAPPED_HINT, errno.ETXTBSY: IN_USE_HINT}.get(error.errno or 0, _USUAL_HINT)
-        raise McpguardError(
-            f"{path}: cannot be written: {error.strerror or error}", f"{check}; the file is unchanged"
-        ) from error
+        what = f"{path}: cannot be written: {error.strerror or error}"
+        raise McpguardError(what, f"{check}; the file is unchanged") from error
 
 
 def require_writable(path: Path) -> None:
@@ -203,9 +202,8 @@ if sys.platform != "win32":
         if sys.platform == "darwin":
             import ctypes
 
-            ctypes.CDLL(None).fcopyfile(
-                original, fd, None, _ACL_AND_ATTRIBUTES
-            )  # such as Finder's tags; what is refused is lost
+            # Such as Finder's tags; what is refused is lost
+            ctypes.CDLL(None).fcopyfile(original, fd, None, _ACL_AND_ATTRIBUTES)
         elif sys.platform == "linux":
             with contextlib.suppress(OSError):  # the file system has no attributes
                 for attribute in os.listxattr(original):

@@ -30,12 +30,7 @@ class Notifier:
         error: Gets a line about the first message that could not be sent.
     """
 
-    def __init__(
-        self,
-        ways: Sequence[Way],
-        database: str,
-        error: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, ways: Sequence[Way], database: str, error: Callable[[str], None] = lambda _: None) -> None:
         self._ways = ways
         self._path = os.path.join(os.path.dirname(database), "notified.json")
         self._error = error

@@ -58,9 +58,8 @@ def doctor(argv: Sequence[str], client: str | None, as_json: bool, allow_unguard
     else:
         results = list(_shown(found))
         bad = sum(not one.ok for one in results)
-        click.echo(
-            f"{bad} of {plural(len(results), 'check')} failed" if bad else f"{plural(len(results), 'check')}, none failed"
-        )
+        checks = plural(len(results), "check")
+        click.echo(f"{bad} of {checks} failed" if bad else f"{checks}, none failed")
     return ExitStatus.OK if all(one.ok for one in results) else ExitStatus.FAILURE
 
 

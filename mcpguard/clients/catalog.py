@@ -15,7 +15,8 @@ PROJECT: Final = "project"
 LOCAL: Final = "local"
 """The scope of Claude Code's servers that one account uses in one project. They are in the account's file."""
 
-_SERVERS: Final = Layout(("mcpServers",))
+SERVERS: Final = Layout(("mcpServers",))
+"""Where most clients and plugins keep their servers."""
 
 DEV_CONTAINER: Final = Layout(("customizations", "vscode", "mcp", "servers"))
 """In a dev container's file. Its servers start in the container, so the programs that it names need not be on this machine."""
@@ -175,7 +176,7 @@ def _extensions(folder: str, manifest: str) -> Plugins:
 
 
 def _files(
-    *patterns: str, layout: Layout = _SERVERS, dialect: Dialect = Dialect.JSON, scope: str = "user"
+    *patterns: str, layout: Layout = SERVERS, dialect: Dialect = Dialect.JSON, scope: str = "user"
 ) -> tuple[Location, ...]:
     """Files of one form. Those in a project are of its scope."""
     return tuple(

@@ -68,7 +68,7 @@ class Coverage:
 
     def sources(self, project: Path | None = None) -> list[Source]:
         """The files of clients, and of plugins."""
-        return [*sources(self._machine, project=project), *plugin_sources(self._machine, project)]
+        return [*sources(self._machine, project=project), *plugin_sources(self._machine, project=project)]
 
     def servers(self, source: Source) -> list[CoveredServer]:
         """The servers of a file. They are counted.
@@ -122,9 +122,8 @@ class Coverage:
     def _lacking(self, source: Source) -> list[str | None]:
         """See `_lacks_of`, for the hook of the account and for that of the project of a file."""
         folder = Path(source.project) if source.project else None if source.plugin else source.folder
-        places = [
-            one for project in dict.fromkeys((None, folder)) for one in hook_files(self._machine, [source.client], project)
-        ]
+        projects = dict.fromkeys((None, folder))
+        places = [place for project in projects for place in hook_files(self._machine, [source.client], project)]
         return [self._lacks(place, folder) for place in places]
 
     def _lacks_of(self, place: HookFile, folder: Path | None) -> str | None:

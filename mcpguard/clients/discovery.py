@@ -222,20 +222,21 @@ def off_by(machine: Machine, switch: str, project: Path | None = None, *, plugin
     value = value.replace('"{server}"', json.dumps(server)).replace("{home}", f"/{machine.home.as_posix().lstrip('/')}")
     keys = [key.replace("{plugin}", plugin).replace("{server}", server) for key in keys]
     for file in machine.paths(pattern.replace("{plugin}", plugin), project):
-        found: Any = content_of(file)
-        for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
+        found = content_of(file, *keys)
         if found is not None and (value == "any" or json.loads(value) in (found if isinstance(found, list) else [found])):
             return f"{file} has {'.'.join(keys)} = {value}"
     return ""
 
 
-def content_of(file: Path) -> Any:
-    """The value of a JSON or TOML file of a client; None if it cannot be read."""
+def content_of(file: Path, *keys: str) -> Any:
+    """The value of a JSON or TOML file of a client, or with keys a value in it; None if it has none or cannot be read."""
     try:
-        return plain(parsed(read(file), Dialect.TOML if file.suffix == ".toml" else Dialect.JSONC).root)
+        found: Any = plain(parsed(read(file), Dialect.TOML if file.suffix == ".toml" else Dialect.JSONC).root)
     except (FileFault, Unreadable):
         return None
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def is_used(machine: Machine, client: Client) -> bool:

@@ -84,12 +84,10 @@ class Guards:
             is_of_project: Whether a project's file names it.
         """
         is_foreign = is_of_project or (is_relative(program) and not may_vary(program))  # a relative path leads into a project
+        if start is None and is_foreign:
+            return NamedGuard("unseen", f"only the client knows where its mcpguard is: {program}")
         if start is None:
-            return (
-                NamedGuard("unseen", f"only the client knows where its mcpguard is: {program}")
-                if is_foreign
-                else NamedGuard("known")
-            )
+            return NamedGuard("known")
         file = find(program, self._environ, start)
         file = file and file.absolute()
         if file is not None and file == self.own:
@@ -102,9 +100,8 @@ class Guards:
         if self.own and is_same(file, self.own):
             return NamedGuard("known", file=file, version=__version__)
         if is_foreign and not any(is_same(file, other) for other in self._on_path):
-            return NamedGuard(
-                "unsafe", f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {file}", file
-            )
+            fault = f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {file}"
+            return NamedGuard("unsafe", fault, file)
         return NamedGuard("known", file=file, version=version_of(file))
 
     @functools.cached_property

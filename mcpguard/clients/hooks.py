@@ -154,10 +154,8 @@ def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple
         return reasons[0]
     if not hook.trust:
         return None
-    state = content_of(machine.paths(hook.trust)[0])
-    for key in ("hooks", "state"):
-        state = state.get(key) if isinstance(state, dict) else None
-    if all(any(_is_trusted(state or {}, name, one) for name in (place.file, os.path.realpath(place.file))) for one in found):
+    state = content_of(machine.paths(hook.trust)[0], "hooks", "state") or {}
+    if all(any(_is_trusted(state, name, one) for name in (place.file, os.path.realpath(place.file))) for one in found):
         return None
     return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
 
@@ -207,7 +205,6 @@ def plan_hooks(
         decide: Whether to add the hooks that decide, not those that only leave notes.
         fail_closed: Whether a client denies if the hook fails, where it can.
     """
-    guards = Guards(plan.machine.environ)
     for place in hook_files(plan.machine, clients, project):
         if launcher and not (decide or place.hook.leaves_notes):
             continue
@@ -218,7 +215,7 @@ def plan_hooks(
                     f"{place.file}: no hook is added: {other} has a deciding one, and calls would count twice", hint
                 )
             data = plan.content(place.file)
-            found = {one.command: guard_of(one.command, guards, project) for one in hooks_in(data, place.hook)}
+            found = {one.command: guard_of(one.command, plan.guards, project) for one in hooks_in(data, place.hook)}
             if launcher:
                 plan.hooks.append(_added_to(plan, place, found, launcher, decide=decide, fail_closed=fail_closed))
             elif found:
@@ -370,7 +367,7 @@ def _added(document: Document, event: str, entry: Mapping[str, Any]) -> Splice:
     value: Any = {event: [entry]} if len(missing) == 2 else [entry] if missing else entry
     name = f"{json.dumps(missing[0])}: " if missing else ""
     long = name + json.dumps(value, indent=_unit(document), ensure_ascii=False)
-    return appended(document, node, [_on_one_line(long)], long)
+    return appended(document, node, _on_one_line(long), long)
 
 
 def _on_one_line(text: str) -> str:

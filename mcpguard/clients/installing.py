@@ -13,7 +13,6 @@ from typing import Final
 from mcpguard.clients.discovery import FileFault, Source, entries_of
 from mcpguard.clients.editing import EntryEdit, edited
 from mcpguard.clients.entries import Entry
-from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import Launcher, is_same
 from mcpguard.clients.plan import ChangePlan, EntryOutcome, real, record_of
 from mcpguard.clients.rewriting import bridged, plan_plugins, undone
@@ -66,7 +65,6 @@ def plan_servers(
         launcher: The command to write; None to undo what this function has done with one.
         bridge: Whether to guard remote servers by `npx mcp-remote`.
     """
-    guards = Guards(os.environ)
     files: dict[str, list[Source]] = {}
     for source in sources:
         files.setdefault(real(source.file), []).append(source)
@@ -84,7 +82,7 @@ def plan_servers(
                             if launcher and bridge and entry.kind == "remote":
                                 outcomes.append(bridged(plan, source, entry, launcher))
                             else:
-                                outcomes.append(_outcome(plan, source, entry, launcher, guards))
+                                outcomes.append(_outcome(plan, source, entry, launcher))
         _edit(plan, outcomes)
 
 
@@ -106,7 +104,7 @@ def _edit(plan: ChangePlan, outcomes: Sequence[EntryOutcome]) -> None:
             plan.note(record_of(one.source, one.server), holds=bool(one.edit.guard and one.edit.drop_empty_args))
 
 
-def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher | None, guards: Guards) -> EntryOutcome:
+def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher | None) -> EntryOutcome:
     if entry.guard is None and launcher:
         return _guarded(plan, source, entry, launcher)
     if entry.guard is None:
@@ -117,7 +115,7 @@ def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher 
             return EntryOutcome(source, entry, "unguard")
         edit = EntryEdit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
         return EntryOutcome(source, entry, "unguard", edit=edit)
-    guard = guards.of_entry(source, entry.guard[0])
+    guard = plan.guards.of_entry(source, entry.guard[0])
     if guard.is_gone:
         for record in plan.rewritten(source, entry.name):
             plan.note(record, holds=False)

@@ -118,15 +118,13 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
     """
     program = own_program(environ)
     if program is None:
-        raise McpguardError(
-            f"there is no program mcpguard in the environment of {sys.executable}", "install it: uv tool install mcpguard-cli"
-        )
-    warnings = [warning for warning in (_warning_of_place(program),) if warning]
-    options = _chosen(environ)
+        hint = "install it: uv tool install mcpguard-cli"
+        raise McpguardError(f"there is no program mcpguard in the environment of {sys.executable}", hint)
+    warnings, options = [_warning_of_place(program)], _chosen(environ)
     for name, hint in _WITHOUT_OPTION.items():
         if environ.get(name):
             warnings.append(f"{name} is set here, but clients do not pass it on to the servers: {hint}")
-    return Launcher(str(program), tuple(options), tuple(warnings))
+    return Launcher(str(program), tuple(options), tuple(filter(None, warnings)))
 
 
 def own_program(environ: Mapping[str, str]) -> Path | None:

@@ -25,6 +25,7 @@ from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import FileFault, HookFile, Machine, Source, may_exist, read, sources, unreadable
 from mcpguard.clients.editing import EntryEdit
 from mcpguard.clients.entries import Entry
+from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import is_same
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.model import Unreadable
@@ -113,10 +114,9 @@ class UndoRecord(NamedTuple):
 def load(state: Path) -> set[UndoRecord]:
     """The records. A missing or damaged file has none."""
     try:
-        found = json.loads(read_at_once(state / NAME))
-        texts = [(str(one.get("old", "")), str(one.get("new", ""))) for one in found]
         return {
-            UndoRecord(str(one["file"]), tuple(map(str, one["keys"])), *more) for one, more in zip(found, texts, strict=True)
+            UndoRecord(str(one["file"]), tuple(map(str, one["keys"])), str(one.get("old", "")), str(one.get("new", "")))
+            for one in json.loads(read_at_once(state / NAME))
         }
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return set()
@@ -146,6 +146,7 @@ class ChangePlan:
     Attributes:
         state: mcpguard's state folder.
         machine: The account.
+        guards: Examines the mcpguards that the files name.
         outcomes: What happens to each server.
         hooks: What happens to hooks.
         faults: What could not be done.
@@ -159,6 +160,7 @@ class ChangePlan:
         self.servers: set[str] = set()
         self.state = state
         self.machine = machine
+        self.guards = Guards(machine.environ)
         rewritten = sources(machine, [client for client in CLIENTS if client.processes])
         self._rewriters = {real(source.file): source.client for source in rewritten}  # others may read the file through a link
         self._files: dict[str, Change] = {}
@@ -288,7 +290,7 @@ def write(change: Change, backups: Path) -> None:
         if _content(target) != old or Path(os.path.realpath(file)) != target:
             raise FileFault(f"{file}: not changed, because another program has changed it just now", "run this again")
 
-    with _reported(file):
+    try:
         if old is None:
             target.parent.mkdir(parents=True, exist_ok=True)
         else:
@@ -302,20 +304,14 @@ def write(change: Change, backups: Path) -> None:
             check()
             os.unlink(file)  # noqa: PTH108
             whole_files.sync_folder(file.parent)
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "check that the file, its folder and mcpguard's own folder can be written to")
+        raise FileFault(f"{file}: not changed: {error.strerror or error}", hint) from error
     with contextlib.suppress(OSError):  # it cannot be read, or there is something else in the folder
         if new is None:
             file.parent.rmdir()
         elif _content(target) != new:
             raise FileFault(f"{file}: another program has changed the file right afterwards", "quit it, then run this again")
-
-
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "check that the file, its folder and mcpguard's own folder can be written to")
-        raise FileFault(f"{path}: not changed: {error.strerror or error}", hint) from error
 
 
 _HINTS: Final = {

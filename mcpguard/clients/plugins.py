@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from mcpguard.clients.catalog import CLIENTS, Client, Plugins
+from mcpguard.clients.catalog import CLIENTS, SERVERS, Client, Plugins
 from mcpguard.clients.discovery import Machine, Source, content_of, may_exist, off_by, readable_entries
 from mcpguard.clients.entries import Entry, Layout
 from mcpguard.documents.document import Dialect
@@ -22,18 +22,18 @@ _SERVER_FILES: Final = (".mcp.json", ".github/mcp.json", "mcp.json")
 _FOLDERS: Final = ("installPath", "cache_path", "pluginUri")
 """The members of a register that name a plugin's folder."""
 
-_SERVERS: Final = Layout(("mcpServers",))
 _BUNDLE: Final = Layout(("server", "mcp_config"), is_single=True)
 
 
-def plugin_sources(machine: Machine, project: Path | None = None) -> Iterator[Source]:
+def plugin_sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path | None = None) -> Iterator[Source]:
     """The files with the servers of plugins that are not switched off.
 
     Args:
         machine: The account.
+        clients: The clients whose plugins are looked for.
         project: Give the plugins of this project instead of the account's.
     """
-    for client, kind in [(client, client.plugins) for client in CLIENTS if client.plugins]:
+    for client, kind in [(client, client.plugins) for client in clients if client.plugins]:
         for folder in _folders(machine, kind, project):
             is_cached = folder.parents[2].name == "cache" if len(folder.parents) > 2 else False
             plugin = f"{folder.parent.name}@{folder.parents[1].name}" if is_cached else folder.name
@@ -58,8 +58,8 @@ def missing_files(machine: Machine, clients: Iterable[Client]) -> list[Source]:
     for client in clients:
         location = client.locations[0]
         if client.key == "codex" and not may_exist(file := machine.paths(location.pattern)[0]):
-            brought = [source for source in plugin_sources(machine) if source.client is client]
-            entries = [of_plugin(machine, source, entry) for source in brought for entry in readable_entries(source)]
+            brought = [(source, entry) for source in plugin_sources(machine, [client]) for entry in readable_entries(source)]
+            entries = [of_plugin(machine, source, entry) for source, entry in brought]
             if any(entry.kind == "stdio" for entry in entries):
                 found.append(Source(client, location.scope, file, location.layout, location.dialect))
     return found
@@ -104,10 +104,10 @@ def _files(folder: Path, kind: Plugins) -> Iterator[tuple[Path, Layout]]:
     value = content_of(manifest) if manifest else {}
     servers = value.get("mcpServers") if isinstance(value, dict) else None
     if manifest and (kind.is_bundle or isinstance(servers, dict) or value is None):  # one that is damaged is told
-        yield manifest, _BUNDLE if kind.is_bundle else _SERVERS
+        yield manifest, _BUNDLE if kind.is_bundle else SERVERS
     names = [servers] if isinstance(servers, str) else servers if isinstance(servers, list) else []
     named = [folder / name for name in names if isinstance(name, str)]
     usual = [folder / name for name in _SERVER_FILES if os.path.isfile(folder / name)]  # noqa: PTH113
     for file in () if kind.is_bundle else named or usual:
         found = content_of(file)
-        yield file, Layout(()) if isinstance(found, dict) and "mcpServers" not in found else _SERVERS
+        yield file, Layout(()) if isinstance(found, dict) and "mcpServers" not in found else SERVERS

@@ -142,8 +142,8 @@ def plan_plugins(plan: ChangePlan, source: Source, servers: frozenset[str], laun
         FileFault: The file cannot have one.
     """
     own, is_new = {one.name: one for one in entries_of(source, plan.content(source.file))}, not may_exist(source.file)
-    for brought in plugin_sources(plan.machine):
-        for one in readable_entries(brought) if brought.client is source.client else ():
+    for brought in plugin_sources(plan.machine, [source.client]):
+        for one in readable_entries(brought):
             entry = of_plugin(plan.machine, brought, one, replaced=False)
             known, records = own.get(entry.name), plan.rewritten(source, entry.name)
             wanted = entry.kind == "stdio" and (not servers or entry.name in servers) and (records or not known)
@@ -154,9 +154,8 @@ def plan_plugins(plan: ChangePlan, source: Source, servers: frozenset[str], laun
             if known and (known.own_words, known.cwd) == (new.own_words, new.cwd):
                 continue
             if known and not restored(plan, source, known):
-                raise FileFault(
-                    f"{source.file}: {entry.name}: not changed: its entry was edited", "remove it, then run this again"
-                )
+                what = f"{source.file}: {entry.name}: not changed: its entry was edited"
+                raise FileFault(what, "remove it, then run this again")
             old = plan.content(source.file)
             added = ("\n" if old else "") + ("" if old.endswith(b"\n") or not old else "\n") + block
             entries_of(source, old + encoded(added))

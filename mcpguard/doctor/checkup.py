@@ -77,18 +77,16 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
         if os.access(file, os.X_OK) and file.is_file() and not any(is_same(file, other) for other in found):
             found.append(file)
     if not found:
-        hint = (
-            f"use its full path in clients: {own}" if own.is_file() else "install it as a program: uv tool install mcpguard-cli"
-        )
+        install = "install it as a program: uv tool install mcpguard-cli"
+        hint = f"use its full path in clients: {own}" if own.is_file() else install
         yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
         return
     first, *others = found
     if is_same(first, own):
         yield good("PATH", f"{first}, version {__version__}")
     elif reason := changeable(first):
-        yield advice(
-            "PATH", f"{first} is found first, and other accounts may change it: {reason}", f"remove {first.parent} from it"
-        )
+        detail = f"{first} is found first, and other accounts may change it: {reason}"
+        yield advice("PATH", detail, f"remove {first.parent} from it")
     else:
         version = version_of(first)
         here = own if own.is_file() else Path(mcpguard.__file__).parent

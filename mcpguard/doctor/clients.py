@@ -197,10 +197,8 @@ def entry_of(server: str, environ: Mapping[str, str], client: str | None = None,
     chosen = [one for one in found if not one[0].folder]
     if not chosen:
         shown = shlex.join(masked_words(found[0][1].own_words))
-        raise UsageError(
-            f"--server: {found[0][0].file} is a project's file, and {command} starts nothing that it names",
-            f"if you trust it, give its command: {words} {shown}",
-        )
+        text = f"--server: {found[0][0].file} is a project's file, and {command} starts nothing that it names"
+        raise UsageError(text, f"if you trust it, give its command: {words} {shown}")
     source, entry = next((one for one in chosen if one[1].guard), chosen[0])
     if entry.guard and (guard := Guards(environ).of_entry(source, entry.guard[0])).state == "unsafe":
         raise UsageError(f"--server: {server}: {guard.fault}", again)

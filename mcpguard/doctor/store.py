@@ -28,26 +28,25 @@ LEAST_FREE_BYTES: Final = 32 * 1024 * 1024
 def checks(settings: Settings) -> Iterator[Check]:
     """Open the store as a wrapper does, and look at what it holds."""
     address = settings.address
-    if isinstance(address, SqliteAddress):
-        yield from _sqlite(settings, Path(address.path))
-        return
-    from mcpguard.stores.redis.address import RedisAddress
+    try:
+        if isinstance(address, SqliteAddress):
+            yield from _sqlite(settings, Path(address.path))
+            return
+        from mcpguard.stores.redis.address import RedisAddress
 
-    assert isinstance(address, RedisAddress)  # noqa: S101 - there is no third kind
-    yield from _redis(settings, address.url)
+        assert isinstance(address, RedisAddress)  # noqa: S101 - there is no third kind
+        yield from _redis(settings, address.url)
+    except StoreUnavailable as error:
+        yield failed_by("store", error)
 
 
 def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
     if not settings.address.exists():
         yield from _not_made_yet(path)
         return
-    try:
-        with settings.change_store() as store:
-            store.append([])  # takes the lock that each call takes, and writes nothing
-            oldest, warnings = _oldest(store), store.warnings
-    except StoreUnavailable as error:
-        yield failed_by("store", error)
-        return
+    with settings.change_store() as store:
+        store.append([])  # takes the lock that each call takes, and writes nothing
+        oldest, warnings = _oldest(store), store.warnings
     files = [file for file in (path, *path.parent.glob(f"{glob.escape(path.name)}-*")) if file.is_file()]
     closed = [one for one in (*files, path.parent) if not os.access(one, os.W_OK)]
     if closed:
@@ -104,23 +103,18 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     if url.password and not url.is_tls and not all(is_loopback(host) for host, _ in url.hosts):
         hint = "use rediss://, unless you trust everybody on the network between here and the server"
         yield advice("store", f"{url.shown} receives the password unencrypted", hint)
-    try:
-        with settings.change_store() as store:
-            oldest, warnings = _oldest(store), store.warnings
-        with contextlib.closing(Link(url, timeout_s=timeout_s, key=RedisKeys(settings.namespace).meta)) as link:
-            begin_s = time.monotonic()
-            replies = link.ask([("INFO",)])
-            took_ms = (time.monotonic() - begin_s) * 1000
-    except StoreUnavailable as error:
-        yield failed_by("store", error)
-        return
+    with settings.change_store() as store:
+        oldest, warnings = _oldest(store), store.warnings
+    with contextlib.closing(Link(url, timeout_s=timeout_s, key=RedisKeys(settings.namespace).meta)) as link:
+        begin_s = time.monotonic()
+        replies = link.ask([("INFO",)])
+        took_ms = (time.monotonic() - begin_s) * 1000
     lines = replies[0].decode(errors="replace").splitlines() if isinstance(replies[0], bytes) else []
     info = dict(line.split(":", 1) for line in lines if ":" in line)
     detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {oldest}"
     if took_ms > settings.timeout_ms:
-        yield advice(
-            "store", detail, f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"
-        )
+        hint = f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"
+        yield advice("store", detail, hint)
     else:
         yield good("store", detail)
     for warning in warnings:

@@ -171,22 +171,22 @@ def prepended(document: Document, array: Array, tokens: Sequence[str]) -> Splice
     return Splice(first.start, first.start, "".join(token + gap for token in tokens))
 
 
-def appended(document: Document, container: Container, tokens: Sequence[str], long: str = "") -> Splice:
-    """Insert items or members after the last one of a container with brackets.
+def appended(document: Document, container: Container, short: str, long: str) -> Splice:
+    """Insert an item or a member after the last one of a container with brackets.
 
     Args:
         document: The file.
         container: The array or object.
-        tokens: The items or members, each on one line.
-        long: Their text in a container whose first child begins a line. Without it, each of them begins a line.
+        short: Its text on one line.
+        long: Its text in a container whose first child begins a line.
     """
     if not container.children:
-        return Splice(container.start + 1, container.start + 1, ", ".join(tokens))
+        return Splice(container.start + 1, container.start + 1, short)
     first, end = container.children[0].start, container.children[-1].end
     if "\n" not in document.text[container.start : first]:
-        return Splice(end, end, "".join(f", {token}" for token in tokens))
+        return Splice(end, end, f", {short}")
     gap = document.line_break(first) + document.indentation(first)
-    return Splice(end, end, f",{gap}" + (long or ",\n".join(tokens)).replace("\n", gap))
+    return Splice(end, end, f",\n{long}".replace("\n", gap))
 
 
 def without(document: Document, container: Container, places: Collection[int]) -> list[Splice]:
@@ -292,12 +292,10 @@ def removed(document: Document, nodes: Iterable[Node]) -> bytes:
     def cut(container: Container) -> list[Splice]:
         """Remove what is in a container, unless the container becomes one that is gone."""
         splices: list[Splice] = []
-        places: set[int] = set()
-        for at, child in enumerate(container.children):
+        for child in container.children:
             if isinstance(child.node, Container) and id(child.node) not in gone:
                 splices += cut(child.node)
-            if id(child.node) in gone:
-                places.add(at)
+        places = {at for at, child in enumerate(container.children) if id(child.node) in gone}
         dropped.update(id(container.children[at]) for at in places)
         if len(places) == len(container.children) > 0 and container is not document.root and _is_made(document.text, container):
             gone.add(id(container))

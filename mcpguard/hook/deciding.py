@@ -128,7 +128,7 @@ class HookDecision:
         policy = PolicyFile(settings.policy_path, named=named, observe=observe, tables_beside=settings.database_path).begin()
         if isinstance(policy, Policy):
             policy = policy.without_waiting(client.counts)
-        self._is_guarded = call.words[1:2] == ("run",) and self._guards(call.words)
+        self._is_guarded = self._guards(call.words)
         self._call = call if call.server else self._copilot_call(call, policy)
         self._key = call_key(HOOKS[name], given, os.environ) if name in HOOKS and self._call.server != BUILT_IN else None
         self._client_session = hook_session(given)
@@ -154,13 +154,13 @@ class HookDecision:
 
     def _guards(self, words: Sequence[str]) -> bool:
         """Whether a server's command is a wrapper that judges calls as this hook does. In doubt it is not."""
+        parsed = run_options.parse(words[1:])
+        if parsed is None or any(parsed[key] != value for key, value in self._options.items()):
+            return False
         from pathlib import Path
 
         from mcpguard.clients.guards import Guards  # these take longer to load than all else: only if they are needed
 
-        parsed = run_options.parse(words[1:])
-        if parsed is None or any(parsed[key] != value for key, value in self._options.items()):
-            return False
         return Guards(os.environ).examine(words[0], Path(str(self._given.get("cwd") or "")), is_of_project=True).holds
 
     def _copilot_call(self, call: ShownCall, policy: Policy | PolicyError) -> ShownCall:
@@ -174,7 +174,7 @@ class HookDecision:
         folder, machine, client = self._given.get("cwd"), Machine.this(), BY_KEY["copilot"]
         projects = [None, *([Path(folder)] if isinstance(folder, str) and folder else [])]
         found = [source for project in projects for source in sources(machine, [client], project)]
-        found += [source for project in projects for source in plugin_sources(machine, project) if source.client is client]
+        found += [source for project in projects for source in plugin_sources(machine, [client], project)]
         words: dict[str, list[Sequence[str]]] = {"github-mcp-server": []}  # Copilot CLI's own
         for entry in [entry for source in found for entry in readable_entries(source) if entry.kind != "disabled"]:
             words.setdefault(entry.name, []).append((*(entry.guard or ()), *entry.words))
@@ -184,7 +184,7 @@ class HookDecision:
             closed = [one for one, which in zip(choices, calls, strict=True) if policy.plan(which).is_closed]
             choices = closed or choices
         entries = words.get(choices[0].server, [])
-        self._is_guarded = bool(entries) and all(one[1:2] == ("run",) and self._guards(one) for one in entries)
+        self._is_guarded = bool(entries) and all(map(self._guards, entries))
         return choices[0]
 
     def result(self) -> str | None:

@@ -158,9 +158,12 @@ def _text(given: Given, member: str) -> str:
     return storable(value) if isinstance(value, str) else ""
 
 
+def _permission(reason: str) -> Mapping[str, object]:
+    return {"permissionDecision": "deny", "permissionDecisionReason": reason}
+
+
 def _pre_tool_use(reason: str) -> Mapping[str, object]:
-    decision = {"permissionDecision": "deny", "permissionDecisionReason": reason}
-    return {"hookSpecificOutput": {"hookEventName": "PreToolUse", **decision}}
+    return {"hookSpecificOutput": {"hookEventName": "PreToolUse", **_permission(reason)}}
 
 
 _NO_ERRORS: Final = frozenset[Counts]({"calls", "cost"})
@@ -168,9 +171,7 @@ _NO_ERRORS: Final = frozenset[Counts]({"calls", "cost"})
 CLIENTS: Final = {
     "claude-code": ClientHook("Claude Code", _claude_code, _pre_tool_use),
     "codex": ClientHook("Codex", _codex, _pre_tool_use, _NO_ERRORS),  # it tells of no call that fails
-    "copilot": ClientHook(
-        "GitHub Copilot CLI", _copilot, lambda reason: {"permissionDecision": "deny", "permissionDecisionReason": reason}
-    ),
+    "copilot": ClientHook("GitHub Copilot CLI", _copilot, _permission),
     "cursor": ClientHook(
         "Cursor", _cursor, lambda reason: {"permission": "deny", "user_message": reason, "agent_message": reason}
     ),

@@ -147,16 +147,13 @@ def _change(
     if start:
         faults += [*(_without_hook(wanted, decides=enforce) if clients and (hook or enforce) else ()), *missing]
         if not (present or clients):
-            where, hint = (
-                f" in {folder}" if folder else "",
-                "add a server in a client first; mcpguard install --help names the clients",
-            )
+            where = f" in {folder}" if folder else ""
+            hint = "add a server in a client first; mcpguard install --help names the clients"
             faults.append(FileFault(f"no file of a client is found{where}", hint))
         for warning in (*start.warnings, *short_path_warnings(plan)) if plan.changes else ():
             warn(warning)
-    status = _carry_out(
-        plan, faults, [] if start else missing, "guarded already" if start else "not guarded", dry_run=dry_run, yes=yes
-    )
+    kept = "guarded already" if start else "not guarded"
+    status = _carry_out(plan, faults, [] if start else missing, kept, dry_run=dry_run, yes=yes)
     if start and not (hook or enforce):
         _warn_of_missing_hooks(present)
     return status
@@ -234,10 +231,8 @@ def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
     if yes and not dry_run:
         return True
     if not dry_run:
-        require_terminal(
-            click.get_current_context().info_name or "",
-            "add --yes to change the files without asking, or --dry-run to see the changes",
-        )
+        hint = "add --yes to change the files without asking, or --dry-run to see the changes"
+        require_terminal(click.get_current_context().info_name or "", hint)
     for change in changes:
         for line in diff(change):
             click.echo(coloured_diff(line), err=not dry_run)
