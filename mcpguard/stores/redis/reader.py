@@ -27,9 +27,6 @@ _MOST_ROWS: Final = 500
 _LONG_BYTES: Final = 1 << 20
 """A reply of this length arrives in time."""
 
-_BATCH: Final = 500
-"""How many counters are read at once."""
-
 SEARCHED_ROWS: Final = 20_000
 SEARCHED_US: Final = 10_000_000
 """How many rows are searched for the rows of a decision without a reply, and how long before the decision the search begins."""
@@ -60,8 +57,7 @@ class RedisReader:
             index |= piece
         uses: list[CounterUse] = []
         counters = [Counter(int(key), label.decode(), label_parts(label.decode()).window_us) for key, label in index.items()]
-        for at in range(0, len(counters), _BATCH):
-            some = counters[at : at + _BATCH]
+        for some in layout.batches(counters):
             found, now_us = self.peek(some)
             for (_, label, window_us), found_state in zip(some, found, strict=True):
                 live = sliding.live(found_state, window_us, now_us) if window_us else EMPTY
