@@ -182,10 +182,6 @@ class Supervisor:
             return True
         return not traffic.output.has_reader if "input" in self._ended else "server" in self._ended
 
-    def _has_slow_reader(self, traffic: "Traffic") -> bool:
-        """Whether somebody reads, though perhaps slowly. A client that has not ended its input may wait only for the exit."""
-        return "input" in self._ended and traffic.output.waits_for_reader
-
     def _has_exited(self, server: ServerProcess) -> bool:
         """Whether the server has exited; for a launcher, whether no process still holds its output."""
         return "server" in self._ended if self._is_launcher else server.poll() is not None
@@ -266,7 +262,8 @@ class Supervisor:
             before, taken = taken, traffic.output.taken
             idle_s = idle_s + step_s if taken == before else 0.0
             has_more = what == "answers" or traffic.is_passing_on
-            if self._signals or not has_more or (idle_s >= pause_s and not self._has_slow_reader(traffic)):
+            may_read_later = "input" in self._ended and traffic.output.waits_for_reader  # else it may wait only for the exit
+            if self._signals or not has_more or (idle_s >= pause_s and not may_read_later):
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:
