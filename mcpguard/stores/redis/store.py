@@ -19,7 +19,6 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
-from mcpguard.stores.losses import Losses
 from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.layout import RedisKeys
 from mcpguard.stores.redis.leases import LeasedCall, Leases
@@ -28,6 +27,7 @@ from mcpguard.stores.redis.request import Commands, counters_of, errors_of, verd
 from mcpguard.stores.redis.server import LEASE_US, TRIES, RedisServer
 from mcpguard.stores.redis.upkeep import RedisUpkeep
 from mcpguard.stores.redis.url import RedisUrl
+from mcpguard.stores.rows import Losses
 from mcpguard.text.printing import compact
 
 MOST_SEEN: Final = 20_000
