@@ -25,7 +25,7 @@ class _Annotation:
     __ror__ = __or__
 
 
-IO = Any = Final = Literal = NoReturn = Self = TypeGuard = _Annotation()
+IO = Any = Final = Literal = NoReturn = Self = _Annotation()
 Protocol = object
 
 

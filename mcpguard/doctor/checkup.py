@@ -189,9 +189,9 @@ def _verified(
 
 def _keys(jwt: "JwtSettings") -> Check:
     """Whether the keys that verify tokens can be fetched now, whatever is cached."""
-    from mcpguard.identity.keys import FETCH_S, keys_of
+    from mcpguard.identity.keys import FETCH_S, ProviderKeys
 
-    found = keys_of(jwt)
+    found = ProviderKeys(jwt.jwks, jwt.state)
     found.seek()
     found.wait(FETCH_S)
     if found.problem:

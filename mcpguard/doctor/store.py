@@ -32,7 +32,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         if isinstance(address, SqliteAddress):
             yield from _sqlite(settings, Path(address.path))
             return
-        from mcpguard.stores.redis.address import RedisAddress
+        from mcpguard.stores.address import RedisAddress
 
         assert isinstance(address, RedisAddress)  # noqa: S101 - there is no third kind
         yield from _redis(settings, address.url)

@@ -91,11 +91,6 @@ class Identity(NamedTuple):
     via: str = ""
     session: str = ""
 
-    @property
-    def has_whole_agent(self) -> bool:
-        """Whether every part of the agent is known, so that neither `clientInfo` nor a hook can fill one."""
-        return all(self.agent_parts)
-
     def agent(
         self,
         client_name: str | None,
@@ -120,7 +115,7 @@ class Identity(NamedTuple):
         if meta_agent is not None and self.trust_meta and self.agent_source != "jwt" and Agent.parse(meta_agent):
             return meta_agent, "meta"
         agent, source = self.agent_parts, self.agent_source
-        note = Agent.split(noted) if noted and not self.has_whole_agent else None
+        note = Agent.split(noted) if noted and not all(agent) else None
         if note and note.client and note.name:
             agent, source = agent.or_else(note), "hook"
         if client_name and self.trust_client_info:

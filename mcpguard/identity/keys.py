@@ -12,7 +12,6 @@ import jwt
 
 from mcpguard.files import private_folder, read_at_once
 from mcpguard.identity.claims import time_of
-from mcpguard.identity.jwt_settings import JwtSettings
 from mcpguard.light_typing import Final
 from mcpguard.text.digest import blake2b
 from mcpguard.urls import shown_url
@@ -45,11 +44,6 @@ _PUBLIC: Final = ("kty", "kid", "alg", "n", "e", "crv", "x", "y")
 
 Jwk = dict[str, str]
 """A public key in the form of RFC 7517, reduced to the members that are needed to verify."""
-
-
-def keys_of(settings: JwtSettings) -> "ProviderKeys":
-    """The configured source of keys."""
-    return ProviderKeys(settings.jwks, settings.state, fetch_s=FETCH_S)
 
 
 def parse_keys(data: bytes) -> tuple[Jwk, ...]:

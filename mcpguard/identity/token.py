@@ -14,7 +14,7 @@ from mcpguard.identity import claims
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Claims
 from mcpguard.identity.jwt_settings import JwtSettings
-from mcpguard.identity.keys import FETCH_S, REFRESH_S, ProviderKeys, keys_of
+from mcpguard.identity.keys import FETCH_S, REFRESH_S, ProviderKeys
 from mcpguard.light_typing import Any, Final, NamedTuple
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
@@ -69,7 +69,7 @@ class TokenSource:
         keys: ProviderKeys | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.keys = keys_of(settings) if keys is None else keys
+        self.keys = ProviderKeys(settings.jwks, settings.state) if keys is None else keys
         self._settings = settings
         self._configured = configured
         self._budget_s = budget_ms / 1000

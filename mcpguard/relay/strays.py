@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Collection
 
-from mcpguard.files import close
+from mcpguard.files import read_at_once
 from mcpguard.light_typing import Final, NamedTuple
 
 _PROC: Final = "/proc"
@@ -92,14 +92,8 @@ def _pids() -> list[int]:
 def _stat(pid: int) -> list[bytes] | None:
     """The fields of `/proc/PID/stat` after the name, which may contain anything; None if the process has ended."""
     try:
-        fd = os.open(f"{_PROC}/{pid}/stat", os.O_RDONLY)
+        text = read_at_once(f"{_PROC}/{pid}/stat", _STAT_BYTES)
     except OSError:
         return None
-    try:
-        text = os.read(fd, _STAT_BYTES)
-    except OSError:
-        return None
-    finally:
-        close(fd)
     fields = text.rpartition(b")")[2].split()
     return fields if len(fields) > _STARTED else None

@@ -154,13 +154,16 @@ class Supervisor:
         status = 128 + _SIGKILL if server.status is None else server.status
         how = f"server exited with {status_text(status)}"
         traffic.upstream.close_input(how)
-        self._drain_stream(server, traffic)
+        self._await_late_answers(server, traffic)
+        traffic.stream.end()
+        self._drain("server", traffic, self._timeouts.quiet_s, self._timeouts.pause_s)
         if self._signals or not self._has_client:
             traffic.dispatcher.client_left()
         else:
             (console.error if status else console.line)(how)
         traffic.answer_rest(how)
-        self._drain_answers(traffic)
+        answers_s = self._store_s + self._timeouts.drain_s
+        self._drain("answers", traffic, answers_s, answers_s)
         traffic.bookkeeper.finish(self.at_most(self._timeouts.last_rows_s))
         self._server = None  # another group may get its number
         return status
@@ -178,10 +181,6 @@ class Supervisor:
         if self._signals or "client" in self._ended:
             return True
         return not traffic.output.has_reader if "input" in self._ended else "server" in self._ended
-
-    def _has_slow_reader(self, traffic: "Traffic") -> bool:
-        """Whether somebody reads, though perhaps slowly. A client that has not ended its input may wait only for the exit."""
-        return "input" in self._ended and traffic.output.waits_for_reader
 
     def _has_exited(self, server: ServerProcess) -> bool:
         """Whether the server has exited; for a launcher, whether no process still holds its output."""
@@ -235,42 +234,36 @@ class Supervisor:
                     sent.add(number)
                     server.signal(number)
 
-    def _drain_stream(self, server: ServerProcess, traffic: "Traffic") -> None:
-        """Wait until the client has received what the server wrote last.
+    def _await_late_answers(self, server: ServerProcess, traffic: "Traffic") -> None:
+        """If a server exited with 0 and requests are in flight, a process that holds its stream may answer them.
 
-        That is so when the server's stream ends. If another process holds the stream open, wait while bytes are passed on that
-        the server can have written, and the client takes them. If the server exited with 0 and requests are in flight, a
-        process that holds its stream may answer them: it has `after_eof_s` for that, or as long as somebody reads.
+        It has `after_eof_s` for that, or as long as somebody reads.
         """
         began_s = time.monotonic()
         while server.status == 0 and not self._signals and traffic.dispatcher.awaits_answers():
             ended = self._wait(lambda: "server" in self._ended, self._timeouts.quiet_s, 0.0)
             if ended or (time.monotonic() - began_s >= self._timeouts.after_eof_s and self._is_over(traffic)):
-                break
-        traffic.stream.end()
-        taken, idle_s = traffic.output.taken, 0.0
-        while not self._wait(lambda: "server" in self._ended, self._timeouts.quiet_s, self._timeouts.drain_after_signal_s):
-            before, taken = taken, traffic.output.taken
-            idle_s = idle_s + self._timeouts.quiet_s if taken == before else 0.0
-            if (
-                self._signals
-                or not traffic.is_passing_on
-                or (idle_s >= self._timeouts.pause_s and not self._has_slow_reader(traffic))
-            ):
                 return
 
-    def _drain_answers(self, traffic: "Traffic") -> None:
-        """Wait until the client has received the last answers.
+    def _drain(self, what: "Ended", traffic: "Traffic", step_s: float, pause_s: float) -> None:
+        """Wait until the client has received what the server wrote last, or the last answers.
 
-        Give up after a signal, or when it takes none for `drain_s` and the time that the store may take, unless it has ended
-        its input and may read later.
+        Give up after a signal, or when the client takes nothing for a while, unless it has ended its input and may read later.
+        If another process holds the server's stream open, give up when no bytes are passed on that the server can have written.
+
+        Args:
+            what: What ends then: `server` or `answers`.
+            traffic: The traffic.
+            step_s: How often to look.
+            pause_s: How long the client may take nothing.
         """
-        taken = traffic.output.taken
-        while not self._wait(
-            lambda: "answers" in self._ended, self._store_s + self._timeouts.drain_s, self._timeouts.drain_after_signal_s
-        ):
+        taken, idle_s = traffic.output.taken, 0.0
+        while not self._wait(lambda: what in self._ended, step_s, self._timeouts.drain_after_signal_s):
             before, taken = taken, traffic.output.taken
-            if self._signals or (taken == before and not self._has_slow_reader(traffic)):
+            idle_s = idle_s + step_s if taken == before else 0.0
+            has_more = what == "answers" or traffic.is_passing_on
+            may_read_later = "input" in self._ended and traffic.output.waits_for_reader  # else it may wait only for the exit
+            if self._signals or not has_more or (idle_s >= pause_s and not may_read_later):
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:

@@ -162,7 +162,11 @@ class HeldCalls:
 
     def drop(self, key: str, why: str, now_us: int) -> None:
         """Drop a call that is held, by its `id_key`."""
-        self._drop(self._remove(key), why, now_us)
+        call = self._remove(key)
+        request = call.request
+        request.detail = {**request.detail, "waited_ms": call.waited_us(now_us) // 1000, "reason": why}
+        self._unwritten.append((request, call.verdict.dropped(now_us - call.decided_us)))
+        self._retries.give_back(request)
 
     def _remove(self, key: str) -> HeldCall:
         """Forget a call and return it. The next call for each of its counters is due."""
@@ -172,16 +176,10 @@ class HeldCalls:
 
     def drop_all(self, why: str, now_us: int) -> list[str]:
         """Drop all calls; returns their ids as JSON text."""
-        calls, self.calls = self.calls, {}
-        for call in calls.values():
-            self._drop(call, why, now_us)
-        return [call.request.request_id for call in calls.values()]
-
-    def _drop(self, call: HeldCall, why: str, now_us: int) -> None:
-        request = call.request
-        request.detail = {**request.detail, "waited_ms": call.waited_us(now_us) // 1000, "reason": why}
-        self._unwritten.append((request, call.verdict.dropped(now_us - call.decided_us)))
-        self._retries.give_back(request)
+        request_ids = [call.request.request_id for call in self]
+        for key in list(self.calls):
+            self.drop(key, why, now_us)
+        return request_ids
 
     def hurry(self) -> None:
         """Let all calls be decided anew at once."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from mcpguard.light_typing import Final, NamedTuple, TypeGuard
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.session.audit import Row, audit_id, for_several, row, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
@@ -173,7 +173,7 @@ class Journal:
         storm = self._storms.get(key)
         if storm is None and sum(other.kind == kind for other in self._storms.values()) >= KIND_STORMS:
             key, storm = kind, self._storms.get(kind)
-        if not _goes_on(storm, one.time_us):
+        if storm is None or not (storm.waiting or one.time_us - storm.since_us < STORM_US):
             self._storms[key] = _Storm(kind, one.time_us, audit_id(self.session, one.seq))
             return True
         last = summed(storm.last or one, one) if key == kind else one
@@ -220,8 +220,3 @@ def _without_room(verdict: Verdict, charged: Collection[int]) -> dict[int, bool]
             counter_id = verdict.plan.counters[limit.counter].id
             found[counter_id] = found.get(counter_id, False) or at == verdict.limit
     return found
-
-
-def _goes_on(storm: _Storm | None, time_us: int) -> TypeGuard[_Storm]:
-    """Whether a denial would wait for the next row of a storm."""
-    return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)

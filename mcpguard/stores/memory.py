@@ -11,9 +11,9 @@ from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import AuditEntry, Clock, CounterUse, StoredRow, Tally, Wanted
+from mcpguard.stores.api import Clock, CounterUse, StoredRow, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
-from mcpguard.stores.tally import tally
+from mcpguard.stores.rows import Pages
 
 
 class SharedMemory:
@@ -33,7 +33,7 @@ class SharedMemory:
         self.notes[namespace, note.key] = (note.text, wall_us)
 
 
-class MemoryStore:
+class MemoryStore(Pages):
     """Counters and audit rows in memory.
 
     Args:
@@ -167,29 +167,15 @@ class MemoryStore:
             before = sliding.live(self._memory.states.get(counter.id, EMPTY), counter.window_us, now_us)
             self._set(counter, sliding.merge(before, sliding.shift(log, now_us), counter.window_us))
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
-        """See `Store`."""
-        return (one.entry for one in self._stored(after, wanted))
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
-        """See `Store`."""
-        return (one.entry for one in reversed(self._stored(0, wanted)))
-
-    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
-        """See `Readable`."""
-        yield self._stored(after, wanted)
-
-    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
-        """See `Readable`."""
-        yield tally(self._stored(after, wanted), len(self._memory.rows))
-
-    def _stored(self, after: int, wanted: Wanted | None) -> list[StoredRow]:
+    def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
+        """See `Pages`: a single one."""
         outcomes = self._memory.outcomes
         found = [
             StoredRow(row_id, row, *(outcomes[row_id][1:] if row_id in outcomes else (None, None)))
             for row_id, row in enumerate(self._memory.rows[after:], after + 1)
         ]
-        return [one for one in found if wanted is None or wanted.admits_row(one.row, one.outcome)]
+        page = [one for one in found if wanted is None or wanted.admits_row(one.row, one.outcome)]
+        yield page[::-1] if newest_first else page, len(self._memory.rows)
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Store`."""

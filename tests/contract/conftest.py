@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from mcpguard.identity.client_agents import AgentNote
-from mcpguard.stores.address import SqliteAddress
+from mcpguard.stores.address import RedisAddress, SqliteAddress
 from mcpguard.stores.api import Options, Readable, Store
 from mcpguard.stores.memory import MemoryStore, SharedMemory
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore

@@ -15,7 +15,6 @@ number of rows is bounded, so that neither can grow without end.
 
 import contextlib
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,13 +27,12 @@ from mcpguard.locks import LifeSign
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.address import SqliteAddress
-from mcpguard.stores.api import Address, Clock
+from mcpguard.stores.api import Address, Clock, Recoverable
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import log_lines, log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, START, Position
 from mcpguard.text.digest import blake2b
-from mcpguard.text.printing import compact
 
 HEAD: Final = "h"
 SEAL: Final = "s"
@@ -239,8 +237,8 @@ class OutageLog:
             charged_us: The time of the charge.
             charged: See `log_lines.charges`.
         """
-        if len(row.detail or "") > MAX_DETAIL_CHARS:
-            row = _shortened(row)
+        if row.detail:
+            row = row._replace(detail=log_lines.shortened(row.detail, MAX_DETAIL_CHARS, "a log of an outage"))
         kept = self._kept[row.decision in FORWARDED]
         if row.decision not in FORWARDED and (kept[0] >= self.bounds.rows or kept[1] >= self.bounds.chars):
             self.dropped += 1
@@ -297,21 +295,22 @@ class OutageLog:
 
     # reading
 
-    def begin_reading(self, key: str, newest: Callable[[], int]) -> int | None:
+    def begin_reading(self, store: Recoverable) -> int | None:
         """Note that the log is read into a store, before the store gets anything of it.
 
         If the file cannot take the note, it is removed, because another wrapper would read it into the store again.
 
         Args:
-            key: The `key_id` of the store.
-            newest: Returns the id of the store's newest row.
+            store: The store.
 
         Returns:
             The id of the store's newest row before the store was given rows of this log; None if it was given none before.
         """
+        key = key_id(store.args_key)
         if self.seal and self.seal[0] == key:
             return self.seal[1]
-        self.seal = key, newest()
+        newest = next(store.newest(), None)
+        self.seal = key, newest.row_id if newest else 0
         self._waiting.append(f"{SEAL}\t{key}\t{self.seal[1]}")
         if not self.flush() and self._file is not None:
             self._waiting = [text for text, _ in self._stored()] + self._waiting
@@ -363,14 +362,6 @@ class OutageLog:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _shortened(row: Row) -> Row:
-    """A row without its arguments."""
-    detail = json.loads(row.detail or "{}")
-    if "arguments" in detail:
-        detail["arguments"] = f"not kept: {len(row.detail or '')} characters are too long for a log of an outage"
-    return row._replace(detail=compact(detail))
 
 
 def _read(file: LifeSign, count: int, at: int) -> bytes:

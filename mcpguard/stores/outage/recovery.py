@@ -19,7 +19,7 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, session_of
 from mcpguard.session.verdict import FORWARDED
-from mcpguard.stores.api import AuditReader, Clock, Recoverable
+from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.outage.log import Means, OutageFolder, OutageLog, key_id
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.text.printing import plural
@@ -47,12 +47,6 @@ _ENTRIES: Final = 500
 
 Using = Callable[[], AbstractContextManager[object]]
 """Entered for each operation of the store. Raises `StoreUnavailable` if it must not begin."""
-
-
-def newest_row_id(store: AuditReader) -> int:
-    """The id of a store's newest row; 0 if it has none."""
-    newest = next(store.newest(), None)
-    return newest.row_id if newest else 0
 
 
 class _Batch(NamedTuple):
@@ -127,7 +121,7 @@ def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, cl
     log.read_rows = 0
     if log.to_disk:
         with using():
-            after = log.begin_reading(key_id(key), lambda: newest_row_id(store))
+            after = log.begin_reading(store)
         entries = store.entries(after=after) if after is not None else iter(())
         session = _session(log)
         while True:

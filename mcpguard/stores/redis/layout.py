@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
-from mcpguard.light_typing import Any, Final
+from mcpguard.light_typing import Any, Final, TypeVar
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, cut_id, is_whole
@@ -16,6 +16,11 @@ from mcpguard.stores.api import StoredRow
 
 SCHEMA: Final = 1
 """The version of this layout. A layout that was released only gets additions."""
+
+BATCH: Final = 500
+"""How many counters, calls, rows or outcomes are in one command, so that the server decides calls in between."""
+
+_T = TypeVar("_T")
 
 
 class RedisKeys:
@@ -161,6 +166,11 @@ def parse_outcome(row_id: int, value: bytes) -> Outcome:
     """The outcome in a field of the hash of outcomes."""
     word, _, duration_us = value.partition(b" ")
     return Outcome(row_id, word.decode(), int(duration_us))
+
+
+def batches(items: Sequence[_T]) -> list[Sequence[_T]]:
+    """The items, at most `BATCH` at a time."""
+    return [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
 
 
 _HEAD: Final = struct.Struct("<qqIq")

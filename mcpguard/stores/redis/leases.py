@@ -15,10 +15,8 @@ LOST: Final = (
     "to other calls: until its own calls end, more calls than `concurrent` allows may be in flight"
 )
 
-_BATCH: Final = 500
-
-RunScript = Callable[[Sequence[str], Sequence[str]], Sequence[int]]
-"""Runs `renew.lua` with these keys and arguments, and returns its reply."""
+RunScript = Callable[..., Sequence[int]]
+"""Runs the script of this name with these keys and arguments, and returns its reply: see `RedisServer.run`."""
 
 
 class LeasedCall:
@@ -89,12 +87,11 @@ class Leases:
         Raises:
             StoreUnavailable: The server does not answer, or refuses.
         """
-        calls, have_all = list(places.items()), True
-        for at in range(0, len(calls), _BATCH):
-            some = calls[at : at + _BATCH]
+        have_all = True
+        for some in layout.batches(list(places.items())):
             sent_us = self._clock()
             keys = [key for _, place in some for key in place.keys]
-            found = iter(run(keys, [layout.member(call_id) for call_id, place in some for _ in place.keys]))
+            found = iter(run("renew", keys, *[layout.member(call_id) for call_id, place in some for _ in place.keys]))
             for call_id, place in some:
                 kept = [key for key in place.keys if next(found)]
                 if len(kept) < len(place.keys) and self.is_late(place):

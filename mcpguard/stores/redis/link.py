@@ -24,7 +24,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
-from mcpguard.light_typing import Any, Final, Protocol
+from mcpguard.light_typing import Any, Final
 from mcpguard.stores.redis.url import RedisUrl
 
 RedisCommand = tuple[bytes | str | int, ...]
@@ -74,15 +74,6 @@ def scan(ask: Callable[[RedisCommand], Any], key: str, cursor: bytes = b"0") -> 
         yield cursor, dict(zip(fields[::2], fields[1::2], strict=True))
         if cursor == b"0":
             return
-
-
-class _Connection(Protocol):
-    """The part of the library's connection that is used here. The library has no types."""
-
-    _sock: socket.socket
-
-    def connect(self) -> None: ...
-    def disconnect(self) -> None: ...
 
 
 def _timeout_setter(connected: socket.socket) -> Callable[[float], None]:
@@ -179,13 +170,13 @@ class Link:
         try:
             if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
                 raise TimeoutError
-            connection: _Connection = kind(**where, **self._options(timeout_s))
+            connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
             late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else ""
             raise self._unavailable(error, late_hint) from error
-        self._connection = connection
-        self._socket = connection._sock
+        self._connection: Any = connection
+        self._socket: socket.socket = connection._sock
         self._waits_s = -1.0  # for ever
         self._readable = _readable(self._socket)
         self._set_timeout = _timeout_setter(self._socket)

@@ -12,11 +12,11 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, label_parts
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, session_of
-from mcpguard.stores.api import AuditEntry, CounterUse, StoredRow, Tally, Wanted
+from mcpguard.stores.api import CounterUse, StoredRow, Wanted
 from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.link import RedisCommand, scan
 from mcpguard.stores.redis.server import RedisServer, parse_time_us
-from mcpguard.stores.tally import tally
+from mcpguard.stores.rows import Pages
 
 _FIRST_PAGE: Final = 1
 """How many rows of each stream are read first. Who needs the newest row waits for no other, however long the rows are."""
@@ -26,9 +26,6 @@ _MOST_ROWS: Final = 500
 
 _LONG_BYTES: Final = 1 << 20
 """A reply of this length arrives in time."""
-
-_BATCH: Final = 500
-"""How many counters are read at once."""
 
 SEARCHED_ROWS: Final = 20_000
 SEARCHED_US: Final = 10_000_000
@@ -41,7 +38,7 @@ _Found = tuple[bytes, Sequence[bytes]]
 """A row as its stream returns it: stream id and fields."""
 
 
-class RedisReader:
+class RedisReader(Pages):
     """Reads a namespace's counters and audit rows.
 
     Args:
@@ -60,8 +57,7 @@ class RedisReader:
             index |= piece
         uses: list[CounterUse] = []
         counters = [Counter(int(key), label.decode(), label_parts(label.decode()).window_us) for key, label in index.items()]
-        for at in range(0, len(counters), _BATCH):
-            some = counters[at : at + _BATCH]
+        for some in layout.batches(counters):
             found, now_us = self.peek(some)
             for (_, label, window_us), found_state in zip(some, found, strict=True):
                 live = sliding.live(found_state, window_us, now_us) if window_us else EMPTY
@@ -84,31 +80,14 @@ class RedisReader:
             for one, reply in zip(counters, replies, strict=True)
         ], now_us
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
-        """See `Readable`."""
-        for page in self.rows(after=after, wanted=wanted):
-            yield from (one.entry for one in page)
-
-    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
-        """See `Readable`."""
-        for found in self._pages(after, wanted):
-            yield self._joined(found, wanted)
-
-    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
-        """See `Readable`."""
-        for found in self._pages(after, wanted):
-            yield tally(self._joined(found, wanted), layout.row_id(found[-1][0]))
-
-    def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
-        """The rows that may be wanted, oldest first, some at a time."""
-        after = max(after, layout.first_id(wanted.written_since_us) - 1 if wanted else 0)
-        return self._read(self._streams(wanted), "XRANGE", "(" + layout.stream_id(after), "+")
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
-        """See `Readable`."""
-        first = layout.stream_id(layout.first_id(wanted.written_since_us)) if wanted else "-"
-        for found in self._read(self._streams(wanted), "XREVRANGE", "+", first):
-            yield from (one.entry for one in self._joined(found, wanted))
+    def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
+        """See `Pages`."""
+        least = layout.first_id(wanted.written_since_us) if wanted else 0
+        order = "XRANGE", "(" + layout.stream_id(max(after, least - 1)), "+"
+        if newest_first:
+            order = "XREVRANGE", "+", layout.stream_id(least)
+        for found in self._read(self._streams(wanted), *order):
+            yield self._joined(found, wanted), layout.row_id(found[-1][0])
 
     def _streams(self, wanted: Wanted | None) -> Sequence[str]:
         """The keys of the streams that may have wanted rows."""

@@ -24,15 +24,6 @@ _MOST_PLANS: Final = 512
 
 _LIMIT: Final = struct.Struct("<qqIIIIIqqI")
 
-_DECIDED: Final[dict[bytes, Decided]] = {
-    b"allowed": "allowed",
-    b"rate_limited": "rate_limited",
-    b"denied": "denied",
-    b"would_deny": "would_deny",
-    b"continued": "continued",
-    b"held": "held",
-}
-
 
 def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     """The counters of all requests, each once."""
@@ -177,7 +168,8 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
     for request, result in zip(requests, values[len(counters) :], strict=True):
         stream_id, word, at, count, wait_us, exceeded, in_flight, warned = result
         plan = request.plan
-        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else layout.row_id(stream_id))
+        decision: Decided = word.decode()
+        one = Verdict(decision, plan, row_id=None if stream_id is None else layout.row_id(stream_id))
         if at:
             one.limit = at - 1
             if count is not None:

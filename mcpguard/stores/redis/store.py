@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
-from mcpguard.light_typing import Any, Final, TypeVar
+from mcpguard.light_typing import Any, Final
 from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, session_of
@@ -19,7 +19,6 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
-from mcpguard.stores.losses import Losses
 from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.layout import RedisKeys
 from mcpguard.stores.redis.leases import LeasedCall, Leases
@@ -28,6 +27,7 @@ from mcpguard.stores.redis.request import Commands, counters_of, errors_of, verd
 from mcpguard.stores.redis.server import LEASE_US, TRIES, RedisServer
 from mcpguard.stores.redis.upkeep import RedisUpkeep
 from mcpguard.stores.redis.url import RedisUrl
+from mcpguard.stores.rows import Losses
 from mcpguard.text.printing import compact
 
 MOST_SEEN: Final = 20_000
@@ -35,10 +35,6 @@ MOST_SEEN: Final = 20_000
 
 _LEFT_SHARE: Final = 3 / 4
 """The share of them that is left when there were more, so that cleaning up is rare."""
-
-_BATCH: Final = 500
-
-_T = TypeVar("_T")
 
 _pack: Final = struct.Struct("<qq").pack
 """Packs two numbers, as the first argument of `settle.lua` and `append.lua` has them."""
@@ -151,18 +147,12 @@ class RedisStore(RedisReader):
         for one in verdicts:
             if one.forwards and one.row_id is not None and (caps := one.taken_caps):
                 places[one.row_id] = LeasedCall(self._server.keys.caps(caps), sent_us)
-        if not self._leases.are_kept(places, self._renew):
+        if not self._leases.are_kept(places, self._server.run):
             self._append((), [(one.row_id, one.decision) for one in verdicts if one.row_id is not None])
             return False
         for call_id, place in places.items():
             self._leases.add(call_id, place)
         return True
-
-    def _renew(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
-        return self._server.run("renew", keys, *members)  # type: ignore[no-any-return]
-
-    def _renew_aside(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
-        return self._server.run_aside("renew", keys, *members)  # type: ignore[no-any-return]
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""
@@ -192,7 +182,7 @@ class RedisStore(RedisReader):
     def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Recoverable`."""
         keys = self._server.keys
-        for some in _batches(list(calls.items())):
+        for some in layout.batches(list(calls.items())):
             sent_us = self._ticks()
             named = [keys.in_flight(counter.id) for _, counters in some for counter in counters]
             args = [part for call_id, counters in some for one in counters for part in (one.label, layout.member(call_id))]
@@ -215,7 +205,7 @@ class RedisStore(RedisReader):
     def _append(self, rows: Sequence[Row], replaced: Sequence[tuple[int, str]] = ()) -> list[int]:
         """Append rows, and delete those that they replace: their ids and decisions."""
         row_ids: list[int] = []
-        for some in _batches(rows) or [()]:
+        for some in layout.batches(rows) or [()]:
             args: list[bytes | str] = [
                 part for row_id, decision in replaced for part in (str(layout.stream(decision)), layout.stream_id(row_id))
             ]
@@ -229,7 +219,7 @@ class RedisStore(RedisReader):
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
         audit, _, outcomes_key, _ = self._server.keys.audit
-        for some in _batches(outcomes):
+        for some in layout.batches(outcomes):
             args = [part for row_id, outcome, us in some for part in (layout.stream_id(row_id), f"{outcome} {us}")]
             self._server.run("record", (audit, outcomes_key), *args)
 
@@ -245,15 +235,15 @@ class RedisStore(RedisReader):
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
         keys = self._server.keys
-        for number, some in enumerate(_batches(logs)):
-            once = keys.adopted(write_back_id, number * _BATCH)
+        for number, some in enumerate(layout.batches(logs)):
+            once = keys.adopted(write_back_id, number * layout.BATCH)
             args = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
             self._server.run("adopt", [once, keys.labels, *[keys.log(counter.id) for counter, _ in some]], *args)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         keys, gone = self._server.keys, 0
-        for some in _batches(labels):
+        for some in layout.batches(labels):
             ids = [counter_id(label) for label in some]
             both = [key for one in ids for key in (keys.log(one), keys.in_flight(one))]
             count, _ = self._server.ask_together(("DEL", *both), ("HDEL", keys.labels, *ids))
@@ -288,7 +278,7 @@ class RedisStore(RedisReader):
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
         with contextlib.suppress(StoreUnavailable):
-            self._leases.renew_due(self._renew_aside)
+            self._leases.renew_due(self._server.run_aside)
         self.warnings = (*self._server.warnings, *self._leases.take_loss())
         with contextlib.suppress(StoreUnavailable):
             self._upkeep.tend()
@@ -301,11 +291,6 @@ class RedisStore(RedisReader):
     def close(self) -> None:
         """See `Store`."""
         self._server.close()
-
-
-def _batches(items: Sequence[_T]) -> list[Sequence[_T]]:
-    """The items, so many at a time that the server decides calls in between."""
-    return [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
 
 
 _Value = tuple[int, bytes | None]

@@ -48,12 +48,13 @@ MAX_DETAIL_CHARS: Final = 1024 * 1024
 """The longest detail of a row. It holds the call's arguments if the audit log keeps them in full."""
 
 
-def _kept(detail: str) -> str:
-    """A row's detail, without arguments that are too long."""
-    if len(detail) <= MAX_DETAIL_CHARS:
+def shortened(detail: str, most_chars: int = MAX_DETAIL_CHARS, where: str = "the store") -> str:
+    """A row's detail, without its arguments if it is longer than this."""
+    if len(detail) <= most_chars:
         return detail
     members = json.loads(detail)
-    members["arguments"] = f"not kept: {len(detail)} characters are too long for the store"
+    if "arguments" in members:
+        members["arguments"] = f"not kept: {len(detail)} characters are too long for {where}"
     return compact(members)
 
 
@@ -64,7 +65,7 @@ def row_line(row: Row, charged_us: int | None = None, charged: str = "") -> str:
         f"+\t{time_us}\t{seq}\t{decision}\t{context}\t{reported or ''}\t{request_id or ''}\t"
         f"{args_hash.hex() if args_hash else ''}\t{trace_id or ''}\t{'' if counted is None else counted}\t"
         f"{'' if remaining is None else remaining}\t{'' if retry is None else retry}\t{'' if repeats is None else repeats}\t"
-        f"{_kept(detail) if detail else ''}\t{'' if charged_us is None else charged_us}\t{charged}"
+        f"{shortened(detail) if detail else ''}\t{'' if charged_us is None else charged_us}\t{charged}"
     )
 
 

@@ -73,22 +73,6 @@ class Memory:
             self.states[key] = log
             self.windows[key] = window_us
 
-    def read_on(self, log: CallLog, at: Position) -> Position:
-        """Apply the records of the log after a position. Returns the position after them.
-
-        Raises:
-            Lost: The log does not continue there.
-        """
-        while (after := self.read_some(log, at)) is not at:
-            at = after
-        return at
-
-    def read_some(self, log: CallLog, at: Position) -> Position:
-        """As `read_on`, but for the next few of them. Returns the same object if there are none."""
-        found = log.some(at)
-        self.apply([text for text, _ in found])
-        return found[-1][1] if found else at
-
     def apply(self, texts: Iterable[str]) -> None:
         """Make the changes of records."""
         for text in texts:
@@ -266,9 +250,11 @@ class Follower:
             return False
 
     def _read_some(self) -> bool:
-        before = self.at
-        self.at = self.memory.read_some(self._log, before)
-        return self.at is not before
+        found = self._log.some(self.at)
+        self.memory.apply([text for text, _ in found])
+        if found:
+            self.at = found[-1][1]
+        return bool(found)
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""

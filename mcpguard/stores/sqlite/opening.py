@@ -126,7 +126,9 @@ def _join(path: str, lock: FileLock, hold: FileLock, *, timeout_s: float, own_cl
         belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
         reader = SqliteReader(path, log, timeout_s=timeout_s)
         undo.callback(reader.close)
-        at = memory.read_on(log, at)
+        while found := log.some(at):
+            memory.apply(text for text, _ in found)
+            at = found[-1][1]
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
         if not (belongs and is_of_this_boot and hold.share()):
             raise StoreUnavailable(f"{path} is being opened by another process")
@@ -224,6 +226,6 @@ def _begin_time(path: str, db: sqlite3.Connection, log: CallLog, hold: FileLock,
             "name a file of its own with --store, or use Redis to share counters between machines",
         )
     memory = database.load(db)
-    memory.read_on(log, database.position(db))
+    memory.apply(text for text, _ in log.records(database.position(db)))
     offset_us = max(wall(), memory.latest_us()) - clock.boot_us()
     log.write_header({**header, "time_base": mine, "time_offset_us": offset_us})

@@ -7,6 +7,7 @@ releases the lock even if the process is killed. So an owner whose file is missi
 free.
 """
 
+import contextlib
 import os
 from _thread import allocate_lock
 from collections.abc import Iterable
@@ -112,12 +113,10 @@ class Owner:
             self.removed = self._sign.path
         name = self.name or os.urandom(8).hex()
         while True:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 self._sign, self.name = LifeSign(self._base + name), name
-            except BlockingIOError:
-                name = os.urandom(8).hex()
-                continue
-            return
+                return
+            name = os.urandom(8).hex()
 
     def dead(self, others: Iterable[str]) -> set[str]:
         """Those of some owners in the same store that have ended."""

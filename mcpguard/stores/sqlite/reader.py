@@ -20,8 +20,8 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, is_whole, whole_members
 from mcpguard.stores import clock
-from mcpguard.stores.api import AuditEntry, Clock, CounterUse, StoredRow, Tally, Wanted
-from mcpguard.stores.losses import Losses
+from mcpguard.stores.api import Clock, CounterUse, StoredRow, Wanted
+from mcpguard.stores.rows import Losses, Pages
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
 from mcpguard.stores.sqlite.log_records import START, Position
@@ -53,7 +53,7 @@ _Outcomes = Mapping[int, tuple[str, int]]
 """Outcomes and durations in µs, by row id."""
 
 
-class SqliteReader:
+class SqliteReader(Pages):
     """A store that is read.
 
     Args:
@@ -189,26 +189,8 @@ class SqliteReader:
 
     # audit
 
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
-        """See `Readable`."""
-        return (one.entry for page, _ in self._pages(after, wanted) for one in page)
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
-        """See `Readable`."""
-        return (one.entry for page, _ in self._pages(0, wanted, newest_first=True) for one in page)
-
-    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
-        """See `Readable`."""
-        return (page for page, _ in self._pages(after, wanted))
-
-    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
-        """See `Readable`."""
-        from mcpguard.stores.tally import tally  # only commands need it
-
-        return (tally(page, last_id) for page, last_id in self._pages(after, wanted))
-
     def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
-        """The wanted rows of database and log, page by page; and the last id of each page, if they ascend."""
+        """See `Pages`: the rows of database and log."""
         _, first, texts = self._with_log(lambda _: None)
         outcomes = log_lines.outcomes(texts)
         of_log = list(_of_log(first, texts, outcomes, after, wanted))

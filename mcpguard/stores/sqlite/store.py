@@ -62,6 +62,8 @@ class SqliteStore:
             version, or are in use by another machine.
     """
 
+    forgotten_until_us = 0  # see `Recoverable`: it forgets no counter
+
     def __init__(
         self,
         path: StrPath,
@@ -193,11 +195,6 @@ class SqliteStore:
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
         return dict(self._follower.memory.states), self._clock()
-
-    @property
-    def forgotten_until_us(self) -> int:
-        """See `Store`."""
-        return 0
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""

@@ -13,11 +13,10 @@ import pytest
 
 from mcpguard.errors import ConfigError, StoreUnavailable, installing
 from mcpguard.session.audit import Outcome
-from mcpguard.stores.address import address
+from mcpguard.stores.address import RedisAddress, address
 from mcpguard.stores.api import Store
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import link
-from mcpguard.stores.redis.address import RedisAddress
 from tests.build import Session
 from tests.redis_servers import Server, certificates, cluster, running
 from tests.stores.redis.conftest import PATIENT, POLICY

@@ -9,10 +9,10 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.verdict import Verdict
+from mcpguard.stores.address import RedisAddress
 from mcpguard.stores.api import Readable
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import Session
 from tests.redis_servers import Server

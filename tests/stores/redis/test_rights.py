@@ -11,9 +11,9 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Verdict
+from mcpguard.stores.address import RedisAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.server import LEASE_US
 from mcpguard.stores.redis.store import RedisStore

@@ -19,7 +19,7 @@ from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.log_records import START
-from mcpguard.stores.sqlite.memory import Follower, Memory
+from mcpguard.stores.sqlite.memory import Follower
 from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session
@@ -169,7 +169,7 @@ def test_a_wrapper_among_others_reads_the_log_before_its_turn(
     path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, reader = begin(MANY), begin(MANY)
-    turns = turns_at(monkeypatch, Memory, "read_some", path)
+    turns = turns_at(monkeypatch, CallLog, "some", path)
     for call in range(2):
         writer.one("x")
         turns.clear()

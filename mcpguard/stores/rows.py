@@ -1,0 +1,69 @@
+"""How the rows of a store are read, page by page; and what is told of those that are lost or damaged."""
+
+from collections.abc import Callable, Iterator
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final
+from mcpguard.stores.api import AuditEntry, StoredRow, Tally, Wanted
+
+_NAMED_ROWS: Final = 100
+"""How many damaged rows are named."""
+
+
+class Pages:
+    """The ways to read a store's audit rows, all of them by `_pages`."""
+
+    def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
+        """The wanted rows, page by page; and the id of the last row that a page looked at, if they ascend."""
+        raise NotImplementedError
+
+    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
+        """See `AuditReader`."""
+        return (one.entry for page, _ in self._pages(after, wanted) for one in page)
+
+    def newest(self, *, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
+        """See `AuditReader`."""
+        return (one.entry for page, _ in self._pages(0, wanted, newest_first=True) for one in page)
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        return (page for page, _ in self._pages(after, wanted))
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        from mcpguard.stores.tally import tally  # only commands need it
+
+        return (tally(page, last_id) for page, last_id in self._pages(after, wanted))
+
+
+class Losses:
+    """What was told of the losses of a store, so that each is told once.
+
+    Args:
+        where: The store, for messages.
+        notify: Is told a line for each loss. Without it a damaged row is an error.
+    """
+
+    def __init__(self, where: str, notify: Callable[[str], None] | None) -> None:
+        self._where = where
+        self._notify = notify
+        self._told: set[str] = set()
+
+    def tell(self, lost: str) -> None:
+        """Tell what is lost, if that was not told before. An empty text tells nothing."""
+        if lost and self._notify is not None and lost not in self._told:
+            self._told.add(lost)
+            self._notify(lost)
+
+    def skip(self, row_id: int) -> None:
+        """Tell that a row is damaged, and left out.
+
+        Raises:
+            StoreUnavailable: Nobody is told.
+        """
+        if self._notify is None:
+            hint = "mcpguard audit tail and export leave it out"
+            raise StoreUnavailable(f"row {row_id} of {self._where} is damaged", hint)
+        if len(self._told) <= _NAMED_ROWS:
+            what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
+            self.tell(f"row {row_id} of {self._where} {what}, and left out")
