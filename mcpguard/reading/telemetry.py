@@ -390,11 +390,8 @@ class Exporter:
                 self._sleep(AGAIN_S)
 
     def _follow(self) -> None:
-        after = 0
-        if self._settings.address.exists():
-            with self._settings.read_store() as store:
-                after = self._begin(store)
-        for store, page in follow(self._settings, self._wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
+        rows = follow(self._settings, self._wanted, self._say, self._sleep, begin=self._begin, outcome_s=OUTCOME_S)
+        for store, page in rows:
             self._send_all(page, store.args_key)
 
     def _begin(self, store: Readable) -> int:
