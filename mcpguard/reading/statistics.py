@@ -16,8 +16,6 @@ from mcpguard.stores.tally import unit_us
 KEYS: Final = ("user", "agent", "tool", "server", "axis", "decision", "outcome", "hour")
 """What calls can be counted by."""
 
-_NOT_CALLS: Final = "policy"
-
 
 class Statistic(NamedTuple):
     """The calls with one key.
@@ -113,7 +111,7 @@ def statistics(tallies: Iterable[Tally], by: str) -> tuple[list[Statistic], Stat
     total = Figures()
     for tally in tallies:
         for group, durations in tally.calls.items():
-            if group.decision == _NOT_CALLS:
+            if group.decision == "policy":
                 continue
             for rounded_us, calls in durations.items():
                 # The middle of what it may have been: at most 0.5 % off
