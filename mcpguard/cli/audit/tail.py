@@ -128,7 +128,8 @@ class Table:
         at = time.localtime(time_us // 1_000_000)  # unlike `datetime`, it takes any zone that TZ names
         name = {key: printable(str(record[key])) for key in ("id", "user", "agent", "server") if key in record}
         cells = {"TIME": time.strftime("%H:%M:%S", at)} | {key.upper(): text for key, text in name.items()} | cells
-        lines = self._row(cells, style)
+        coloured = cells | {"DECISION": (cells.get("DECISION", ""), style)}
+        lines = [table_row([coloured.get(name, "") for name, _ in columns], columns) for columns in self._lines]
         who = [
             name.get("user", ""),
             *(f"{word} {name[key]}" for word, key in (("as", "agent"), ("on", "server")) if key in name),
@@ -143,10 +144,6 @@ class Table:
             self._day = day
             lines = [day, *lines]
         return lines
-
-    def _row(self, cells: dict[str, str], style: str = "") -> list[str]:
-        coloured = cells | {"DECISION": (cells.get("DECISION", ""), style)}
-        return [table_row([coloured.get(name, "") for name, _ in columns], columns) for columns in self._lines]
 
 
 def ended_us(record: Mapping[str, object]) -> int:
