@@ -109,9 +109,12 @@ def rule_numbers(places: Sequence[int]) -> str:
     ('rule 5', 'rules 1, 2, 3 and 6 more')
     """
     numbers = [str(at + 1) for at in places]
-    if len(numbers) > _NAMED + 1:
-        numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
-    return f"rule{'s' if len(places) > 1 else ''} {series(numbers)}"
+    return f"rule{'s' if len(places) > 1 else ''} {series(_some(numbers, 'more'))}"
+
+
+def _some(words: Sequence[str], more: str) -> Sequence[str]:
+    """The first `_NAMED` of the words, and the number of the others as a word with `more`. A single other is named, too."""
+    return words if len(words) <= _NAMED + 1 else [*words[:_NAMED], f"{len(words) - _NAMED} {more}"]
 
 
 def cost_sentence(cost: Cost) -> str:
@@ -126,9 +129,7 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
         return []
     known = [cost for cost in costs if rule.may_meet(cost.pattern)]
     words = [f"a call of {_what(cost.pattern)} costs {cost.units:,}" for cost in known]
-    if len(words) > _NAMED + 1:
-        words = [*words[:_NAMED], f"{len(words) - _NAMED} more costs"]
-    return [series(words)] if words else ["each call costs 1"]
+    return [series(_some(words, "more costs"))] if words else ["each call costs 1"]
 
 
 def _clause(rule: Rule) -> str:
