@@ -39,8 +39,7 @@ def window(us: int) -> str:
     >>> window(3_600_000_000), window(5_400_000_000)
     ('hour', '90 minutes')
     """
-    count, unit = _in_longest_unit(us)
-    return _NAMES[unit] if count == 1 else amount(count, _NAMES[unit])
+    return span_in_words(us).removeprefix("1 ")
 
 
 def span_in_words(us: int) -> str:
@@ -49,8 +48,8 @@ def span_in_words(us: int) -> str:
     >>> span_in_words(5_000_000), span_in_words(1_000_000)
     ('5 seconds', '1 second')
     """
-    text = window(us)
-    return text if text[0].isdigit() else f"1 {text}"
+    count, unit = _in_longest_unit(us)
+    return amount(count, _NAMES[unit])
 
 
 def _in_longest_unit(us: int) -> tuple[int, str]:
