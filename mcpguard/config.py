@@ -195,10 +195,10 @@ def _path(name: str) -> "Path":
     return Path(name)
 
 
-def place(key: str, option: str | None, environ: Mapping[str, str], file: str = "config.toml") -> str:
-    """Where a setting is set: the option, the variable, or the file."""
+def place(key: str, option: str | None, environ: Mapping[str, str]) -> str:
+    """Where a setting is set: the option, the variable, or the settings file, by its usual name."""
     variable = f"MCPGUARD_{key.upper()}"
-    return f"--{key}" if option else variable if environ.get(variable) else file
+    return f"--{key}" if option else variable if environ.get(variable) else "config.toml"
 
 
 def written(where: str, key: str, value: str) -> str:

@@ -80,6 +80,16 @@ def reader_leaves(*, within_s: float) -> bool:
     return bool(poll.poll(within_s * 1000))
 
 
+def wait_for_reader(seconds: float) -> None:
+    """Wait, but not for rows that nobody would read.
+
+    Raises:
+        BrokenPipeError: The reader of stdout has gone away.
+    """
+    if reader_leaves(within_s=seconds):
+        raise BrokenPipeError
+
+
 def can_ask() -> bool:
     """Whether somebody can answer a question on stdin. Windows' `NUL` only says that it is a terminal."""
     if not (sys.stdin and sys.stdin.isatty()):

@@ -109,9 +109,12 @@ def rule_numbers(places: Sequence[int]) -> str:
     ('rule 5', 'rules 1, 2, 3 and 6 more')
     """
     numbers = [str(at + 1) for at in places]
-    if len(numbers) > _NAMED + 1:
-        numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
-    return f"rule{'s' if len(places) > 1 else ''} {series(numbers)}"
+    return f"rule{'s' if len(places) > 1 else ''} {series(_some(numbers, 'more'))}"
+
+
+def _some(words: Sequence[str], more: str) -> Sequence[str]:
+    """The first `_NAMED` of the words, and the number of the others as a word with `more`. A single other is named, too."""
+    return words if len(words) <= _NAMED + 1 else [*words[:_NAMED], f"{len(words) - _NAMED} {more}"]
 
 
 def cost_sentence(cost: Cost) -> str:
@@ -126,16 +129,14 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
         return []
     known = [cost for cost in costs if rule.may_meet(cost.pattern)]
     words = [f"a call of {_what(cost.pattern)} costs {cost.units:,}" for cost in known]
-    if len(words) > _NAMED + 1:
-        words = [*words[:_NAMED], f"{len(words) - _NAMED} more costs"]
-    return [series(words)] if words else ["each call costs 1"]
+    return [series(_some(words, "more costs"))] if words else ["each call costs 1"]
 
 
 def _clause(rule: Rule) -> str:
     """What one part of a rule limits."""
-    if rule.deny:
-        return _denying(rule)
     who, what = _who(rule), _what(rule)
+    if rule.deny:
+        return f"{who} may {'not ' if 'user' in rule.exact else ''}call {what}{_through(rule)}"
     if rule.concurrent == 0:
         return f"{who} may have any number of calls of {what} in flight{_through(rule)}, unless another rule applies"
     if rule.concurrent:
@@ -210,6 +211,8 @@ def _who(rule: Rule) -> str:
     if users == "one":
         return rule.selectors["user"][0] + badges
     narrowing = f"{_matching(rule, 'user')}{badges}"
+    if rule.deny:
+        return f"No user{narrowing}" if narrowing else "Nobody"
     if users == "each" or (narrowing and not _is_counted(rule)):
         return f"Each user{narrowing}"
     return f"All users{narrowing}{' together' if _is_counted(rule) else ''}"
@@ -230,21 +233,18 @@ def _badges(rule: Rule) -> str:
 def _what(rule: Rule) -> str:
     counted = _is_counted(rule)
     tools, servers = _spread(rule, "tool"), _spread(rule, "server")
+    these_tools, these_servers = _matching(rule, "tool"), _matching(rule, "server")
     if tools == "one":
         text = rule.selectors["tool"][0]
     elif tools == "each" and counted:
-        text = f"each tool{_matching(rule, 'tool')}"
-    elif "tool" in rule.selectors and _matching(rule, "tool"):
-        text = f"tools{_matching(rule, 'tool')}"
+        text = f"each tool{these_tools}"
     else:
-        text = "tools" if counted else "any tool"
+        text = f"tools{these_tools}" if these_tools or counted else "any tool"
     if servers == "one":
         return f"{text} of {rule.selectors['server'][0]}"
     if servers == "each" and counted and (tools != "one" or "server" in rule.selectors):
-        return f"{text} of each server{_matching(rule, 'server')}"
-    if "server" in rule.selectors and _matching(rule, "server"):
-        return f"{text} of servers{_matching(rule, 'server')}"
-    return text
+        return f"{text} of each server{these_servers}"
+    return f"{text} of servers{these_servers}" if these_servers else text
 
 
 def _through(rule: Rule) -> str:
@@ -269,15 +269,6 @@ def _together(rule: Rule) -> str:
     if _spread(rule, "agent") == "all":
         words.append("these agents")
     return f", counting {series(words)} together" if words else ""
-
-
-def _denying(rule: Rule) -> str:
-    what = f"{_what(rule)}{_through(rule)}"
-    badges = _badges(rule)
-    if _spread(rule, "user") == "one":
-        return f"{rule.selectors['user'][0]}{badges} may not call {what}"
-    narrowing = f"{_matching(rule, 'user')}{badges}"
-    return f"No user{narrowing} may call {what}" if narrowing else f"Nobody may call {what}"
 
 
 Status = Literal["applies", "overridden", "no match"]

@@ -140,13 +140,8 @@ class Rule(NamedTuple):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The selectors, `per`, and what is counted: what identifies a rule within a policy."""
+        """The selectors, `per`, and what is counted: what identifies a part of a rule within a policy."""
         return self.counts, self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
-
-    @property
-    def keys(self) -> list[object]:
-        """The keys of the rule's parts. No other rule of a policy has one of them."""
-        return [part.key for part in self.parts]
 
     @property
     def agent(self) -> Agent | None:

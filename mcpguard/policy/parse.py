@@ -203,7 +203,7 @@ def _parsed(
         parsed = parse_one(table, line, own)
         if parsed is not None:
             rule = parsed if isinstance(parsed, Rule) else parsed.pattern
-            twin = min(numbers.setdefault(key, at + 1) for key in rule.keys)
+            twin = min(numbers.setdefault(part.key, at + 1) for part in rule.parts)
             if twin <= at:
                 same, hint = "selectors", "keep one of them"
                 if kind == "rule":

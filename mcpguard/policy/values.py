@@ -5,7 +5,6 @@ A value that is wrong is a fault, with a hint at the right form.
 
 import re
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
 
 from mcpguard.errors import closest_word
 from mcpguard.identity.agent import Agent, nearest
@@ -72,7 +71,7 @@ class Words(NamedTuple):
     """
 
     words: tuple[str, ...]
-    hints: Mapping[str, str] = MappingProxyType({})
+    hints: Mapping[str, str] = {}
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> str:
         """See `ValueType`."""

@@ -1,4 +1,4 @@
-"""Follows the audit log from its first rows on, across a replacement of its store."""
+"""Follows the audit log across a replacement of its store."""
 
 import contextlib
 import time
@@ -28,52 +28,54 @@ def follow(
     say: Callable[[str], None],
     sleep: _Sleep = time.sleep,
     *,
-    after: int = 0,
+    begin: Callable[[Readable], int] = lambda _: 0,
     outcome_s: float = OUTCOME_S,
+    at_once: bool = False,
 ) -> Iterator[tuple[Readable, Sequence[StoredRow]]]:
     """The wanted rows, those that exist and then those that are written, some at a time and with their store.
 
-    This ends only if the wanted time ends: see `is_over`.
+    Before each wait it gives a sequence, even if there are no new rows. This ends only if the wanted time ends, and with it the
+    time in which its calls could end. Earlier rows may still come: from a machine whose clock is behind, or after an outage of
+    the store.
 
     Args:
         settings: They name the store, which need not exist yet.
         wanted: Which rows. Its outcomes are of rows that have ended.
         say: Tells a person what happened to the store.
         sleep: Waits for this many seconds.
-        after: Only rows after the row with this id. If the store is replaced, all rows of the new one.
+        begin: Returns the id of the row after which to begin in a store that exists already. Of a store that comes later, all
+            rows are given.
         outcome_s: How long a row waits for its outcome.
+        at_once: Whether rows do not wait. If their outcomes come later, nothing tells so.
 
     Raises:
         StoreUnavailable: The store cannot be read.
     """
-    if not settings.address.exists():
+
+    def is_over() -> bool:
+        return wanted.until_us is not None and wall_us() >= wanted.until_us + outcome_s * 1_000_000
+
+    is_new = not settings.address.exists()
+    if is_new:
         say(f"no audit log yet: there is no store at {settings.address.shown}")
     while True:
         while not settings.address.exists():
-            if is_over(wanted, outcome_s):
+            if is_over():
                 return
             sleep(POLL_S)
         with until_replaced(settings) as is_replaced, settings.read_store() as store:
-            rows = _Rows(store, wanted, after, outcome_s)
+            rows = _Rows(store, wanted, 0 if is_new else begin(store), outcome_s)
             while True:
-                ends = is_over(wanted, outcome_s)
+                ends = is_over()
                 is_last = ends or is_replaced()  # asked first: rows written before the replacement are in the open file
-                yield from ((store, some) for some in rows.new(is_last=is_last))
+                yield from ((store, some) for some in rows.new(none_waits=is_last or at_once))
                 if ends:
                     return
                 if is_last:
                     break
                 sleep(POLL_S)
-        after = 0
+        is_new = True
         say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
-
-
-def is_over(wanted: Wanted, outcome_s: float = OUTCOME_S) -> bool:
-    """Whether the wanted time has ended, and with it the time in which its calls could end.
-
-    Earlier rows may still come: from a machine whose clock is behind, or after an outage of the store.
-    """
-    return wanted.until_us is not None and wall_us() >= wanted.until_us + outcome_s * 1_000_000
 
 
 class _Rows:
@@ -86,8 +88,8 @@ class _Rows:
         self._outcome_s = outcome_s
         self._waiting = (0, 0.0)  # the id of the first row without an outcome, and until when it is waited for
 
-    def new(self, *, is_last: bool) -> Iterator[Sequence[StoredRow]]:
-        """The rows that were written, or have ended, since the last time. With `is_last` none waits."""
+    def new(self, *, none_waits: bool) -> Iterator[Sequence[StoredRow]]:
+        """The rows that were written, or have ended, since the last time; at least one sequence."""
         known_until_s = time.monotonic() + self._outcome_s
         for page in self._store.rows(after=self._last_id, wanted=self._wanted._replace(outcomes=None)):
             ready: list[StoredRow] = []
@@ -95,7 +97,7 @@ class _Rows:
                 if (
                     one.row.decision in FORWARDED
                     and one.outcome is None
-                    and not is_last
+                    and not none_waits
                     and not self._has_waited(one, known_until_s)
                 ):
                     yield ready
@@ -104,6 +106,7 @@ class _Rows:
                 if self._wanted.outcomes is None or one.outcome in self._wanted.outcomes:
                     ready.append(one)
             yield ready
+        yield ()
 
     def _has_waited(self, one: StoredRow, until_s: float) -> bool:
         if self._waiting[0] != one.row_id:

@@ -3,9 +3,11 @@
 Memory grows with the number of different keys, and not with the number of rows.
 """
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import accumulate
 
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.session.audit import ERRORS, members
@@ -15,8 +17,6 @@ from mcpguard.stores.tally import unit_us
 
 KEYS: Final = ("user", "agent", "tool", "server", "axis", "decision", "outcome", "hour")
 """What calls can be counted by."""
-
-_NOT_CALLS: Final = "policy"
 
 
 class Statistic(NamedTuple):
@@ -90,17 +90,11 @@ class Figures:
 
     def percentiles_ms(self) -> list[float | None]:
         """The nearest-rank percentiles 50, 95 and 99 of the durations; None without durations."""
-        found: list[float | None] = []
-        for share in (50, 95, 99):
-            rank = -(-self._durations.total() * share // 100)
-            value = None
-            for duration_us in sorted(self._durations):
-                rank -= self._durations[duration_us]
-                if rank <= 0:
-                    value = duration_us / 1000
-                    break
-            found.append(value)
-        return found
+        if not self._durations:
+            return [None] * 3
+        durations_us, calls = zip(*sorted(self._durations.items()), strict=True)
+        ranks = list(accumulate(calls))  # by duration, that of its last call
+        return [durations_us[bisect_left(ranks, -(-ranks[-1] * share // 100))] / 1000 for share in (50, 95, 99)]
 
 
 def statistics(tallies: Iterable[Tally], by: str) -> tuple[list[Statistic], Statistic]:
@@ -113,7 +107,7 @@ def statistics(tallies: Iterable[Tally], by: str) -> tuple[list[Statistic], Stat
     total = Figures()
     for tally in tallies:
         for group, durations in tally.calls.items():
-            if group.decision == _NOT_CALLS:
+            if group.decision == "policy":
                 continue
             for rounded_us, calls in durations.items():
                 # The middle of what it may have been: at most 0.5 % off

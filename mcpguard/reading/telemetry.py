@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -320,10 +321,11 @@ def _made(key: bytes) -> str:
     return blake2b(b"mcpguard", key=key, digest_size=8).hexdigest()
 
 
+@dataclass
 class Exporter:
     """Sends rows.
 
-    Args:
+    Attributes:
         settings: They name the store.
         telemetry: Makes spans and metrics of the rows.
         collector: Takes these.
@@ -332,32 +334,18 @@ class Exporter:
         follow: Whether to wait for further rows.
         say: Tells a person something.
         sleep: Waits for this many seconds.
-
-    Attributes:
         sent: How many rows were sent.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        telemetry: Telemetry,
-        collector: Collector,
-        position: SentPosition,
-        wanted: Wanted,
-        *,
-        follow: bool,
-        say: Callable[[str], None],
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.sent = 0
-        self._settings = settings
-        self._telemetry = telemetry
-        self._collector = collector
-        self._position = position
-        self._wanted = wanted
-        self._follows = follow
-        self._say = say
-        self._sleep = sleep
+    settings: Settings
+    telemetry: Telemetry
+    collector: Collector
+    position: SentPosition
+    wanted: Wanted
+    follow: bool
+    say: Callable[[str], None]
+    sleep: Callable[[float], None] = time.sleep
+    sent: int = 0
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error, or if the wanted time ends.
@@ -367,11 +355,11 @@ class Exporter:
             CollectorUnreachable: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
-        if self._follows:
+        if self.follow:
             self._patiently(self._follow)
             return
-        with self._settings.read_store() as store:
-            for page in store.rows(after=self._begin(store), wanted=self._wanted):
+        with self.settings.read_store() as store:
+            for page in store.rows(after=self._begin(store), wanted=self.wanted):
                 self._send_all(page, store.args_key)
 
     def _patiently(self, do: Callable[[], None]) -> None:
@@ -382,29 +370,26 @@ class Exporter:
                 do()
                 return
             except (StoreUnavailable, CollectorUnreachable) as error:
-                if not self._follows:
+                if not self.follow:
                     raise
                 if told != (error.message, self.sent):
-                    self._say(f"{error.message}; trying again")
+                    self.say(f"{error.message}; trying again")
                 told = error.message, self.sent
-                self._sleep(AGAIN_S)
+                self.sleep(AGAIN_S)
 
     def _follow(self) -> None:
-        after = 0
-        if self._settings.address.exists():
-            with self._settings.read_store() as store:
-                after = self._begin(store)
-        for store, page in follow(self._settings, self._wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
+        rows = follow(self.settings, self.wanted, self.say, self.sleep, begin=self._begin, outcome_s=OUTCOME_S)
+        for store, page in rows:
             self._send_all(page, store.args_key)
 
     def _begin(self, store: Readable) -> int:
         """The id of the row after which to begin. An id after the newest row is that of another store, too."""
         newest = next((entry.row_id for entry in store.newest()), 0)
-        kept = self._position.read(store.args_key)
+        kept = self.position.read(store.args_key)
         if kept is not None:
             return kept if kept <= newest else 0
-        if self._follows and self._wanted.since_us is None:
-            self._position.write(newest, store.args_key)
+        if self.follow and self.wanted.since_us is None:
+            self.position.write(newest, store.args_key)
             return newest
         return 0
 
@@ -412,8 +397,8 @@ class Exporter:
         """Send rows of the store that has this key."""
         for at in range(0, len(page), BATCH):
             batch = page[at : at + BATCH]
-            for message in (self._telemetry.spans(batch), self._telemetry.metrics(batch)):
+            for message in (self.telemetry.spans(batch), self.telemetry.metrics(batch)):
                 if message:
-                    self._patiently(partial(self._collector.send, message))
-            self._position.write(batch[-1].row_id, key)
+                    self._patiently(partial(self.collector.send, message))
+            self.position.write(batch[-1].row_id, key)
             self.sent += len(batch)

@@ -29,8 +29,8 @@ def span(us: int) -> str:
     >>> span(5_000_000), span(5_400_000_000), span(0)
     ('5s', '90m', '0s')
     """
-    unit = _longest_unit(us)
-    return f"{us // (UNITS_S[unit] * 1_000_000)}{unit}"
+    count, unit = _in_longest_unit(us)
+    return f"{count}{unit}"
 
 
 def window(us: int) -> str:
@@ -39,9 +39,7 @@ def window(us: int) -> str:
     >>> window(3_600_000_000), window(5_400_000_000)
     ('hour', '90 minutes')
     """
-    unit = _longest_unit(us)
-    count = us // (UNITS_S[unit] * 1_000_000)
-    return _NAMES[unit] if count == 1 else amount(count, _NAMES[unit])
+    return span_in_words(us).removeprefix("1 ")
 
 
 def span_in_words(us: int) -> str:
@@ -50,12 +48,13 @@ def span_in_words(us: int) -> str:
     >>> span_in_words(5_000_000), span_in_words(1_000_000)
     ('5 seconds', '1 second')
     """
-    text = window(us)
-    return text if text[0].isdigit() else f"1 {text}"
+    count, unit = _in_longest_unit(us)
+    return amount(count, _NAMES[unit])
 
 
-def _longest_unit(us: int) -> str:
-    return next((unit for unit in reversed(UNITS_S) if us and us % (UNITS_S[unit] * 1_000_000) == 0), "s")
+def _in_longest_unit(us: int) -> tuple[int, str]:
+    unit = next((unit for unit in reversed(UNITS_S) if us and us % (UNITS_S[unit] * 1_000_000) == 0), "s")
+    return us // (UNITS_S[unit] * 1_000_000), unit
 
 
 def span_up(ms: int, below: int) -> str:

@@ -294,7 +294,7 @@ def test_limits_per_session_are_a_part_of_their_rule(rule: str, parts: list[tupl
     (found,) = policy(rule).rules
     assert [(part.limits_text, "session" in part.per) for part in found.parts] == parts
     assert [part.parts for part in found.parts] == [(part,) for part in found.parts]
-    assert len({*found.keys}) == len(parts)
+    assert len({part.key for part in found.parts}) == len(parts)
 
 
 def test_a_counter_of_a_session_names_it_after_the_axes_and_a_long_name_is_cut() -> None:

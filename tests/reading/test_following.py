@@ -93,9 +93,18 @@ def test_a_row_of_a_store_that_is_removed_waits_no_longer(followed: Followed, se
 
 
 def test_following_can_begin_after_a_row(followed: Followed, session: Session) -> None:
-    row_id = session.one("limited").row_id
+    row_id = session.one("limited").row_id or 0
     session.one("limited")
-    assert followed.rows(lambda: None, after=row_id or 0) == [("rate_limited", None)]
+    assert followed.rows(lambda: None, begin=lambda _: row_id) == [("rate_limited", None)]
+
+
+def test_all_rows_of_a_store_that_comes_later_are_given(followed: Followed) -> None:
+    assert followed.rows(followed.call, lambda: None, begin=lambda _: 99) == [("allowed", "ok")]
+
+
+def test_rows_can_be_given_at_once_without_waiting_for_their_outcomes(followed: Followed, session: Session) -> None:
+    session.one("slow")
+    assert followed.rows(lambda: session.one("limited"), lambda: None, at_once=True) == [("allowed", None)] * 2
 
 
 def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followed, session: Session) -> None:

@@ -16,7 +16,7 @@ from mcpguard.cli.audit import output_file, require_store
 from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.names import files
 from mcpguard.cli.options import row_filters, wanted_rows, with_settings
-from mcpguard.cli.present import reader_leaves, say
+from mcpguard.cli.present import say, wait_for_reader
 from mcpguard.config import Settings
 from mcpguard.errors import McpguardError, UsageError, require
 from mcpguard.identity.account import state_folder
@@ -81,7 +81,7 @@ def export(
     with output_file(output) as path, _opened(path, follow=follow) as (file, is_empty):
         if chosen.heading and is_empty:
             file.write(chosen.heading + "\n")
-        for page in _pages(settings, wanted, _wait_for_reader if path is None else time.sleep, follow=follow):
+        for page in _pages(settings, wanted, wait_for_reader if path is None else time.sleep, follow=follow):
             file.write(chosen.lines(page))
             file.flush()
             rows += len(page)
@@ -98,16 +98,6 @@ def _pages(
         return
     with settings.read_store() as store:
         yield from store.rows(wanted=wanted)
-
-
-def _wait_for_reader(seconds: float) -> None:
-    """Wait, but not for rows that nobody would read.
-
-    Raises:
-        BrokenPipeError: The reader of stdout has gone away.
-    """
-    if reader_leaves(within_s=seconds):
-        raise BrokenPipeError
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import click
@@ -17,23 +17,20 @@ from mcpguard.cli.present import (
     echo,
     fit,
     headings,
-    reader_leaves,
     room_beside,
     say,
     short_limit,
     table_row,
+    wait_for_reader,
     width_of_terminal,
 )
 from mcpguard.config import Settings
-from mcpguard.reading.following import is_over, until_replaced
+from mcpguard.reading.following import follow as follow_rows
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.session.verdict import FORWARDED, REFUSED
-from mcpguard.stores.api import AuditEntry, Readable
+from mcpguard.stores.api import AuditEntry, Readable, StoredRow
 from mcpguard.text.printing import printable
 from mcpguard.text.times import rfc3339, span_up
-
-POLL_S: Final = 0.25
-"""How often new rows and outcomes are looked for."""
 
 MAX_AWAITED: Final = 1000
 """How many rows without an outcome are remembered. The oldest are forgotten first."""
@@ -131,7 +128,8 @@ class Table:
         at = time.localtime(time_us // 1_000_000)  # unlike `datetime`, it takes any zone that TZ names
         name = {key: printable(str(record[key])) for key in ("id", "user", "agent", "server") if key in record}
         cells = {"TIME": time.strftime("%H:%M:%S", at)} | {key.upper(): text for key, text in name.items()} | cells
-        lines = self._row(cells, style)
+        coloured = cells | {"DECISION": (cells.get("DECISION", ""), style)}
+        lines = [table_row([coloured.get(name, "") for name, _ in columns], columns) for columns in self._lines]
         who = [
             name.get("user", ""),
             *(f"{word} {name[key]}" for word, key in (("as", "agent"), ("on", "server")) if key in name),
@@ -146,10 +144,6 @@ class Table:
             self._day = day
             lines = [day, *lines]
         return lines
-
-    def _row(self, cells: dict[str, str], style: str = "") -> list[str]:
-        coloured = cells | {"DECISION": (cells.get("DECISION", ""), style)}
-        return [table_row([coloured.get(name, "") for name, _ in columns], columns) for columns in self._lines]
 
 
 def ended_us(record: Mapping[str, object]) -> int:
@@ -188,36 +182,41 @@ class Tail:
         self._form = form
         self._wanted = wanted_rows(settings.namespace, filters)
         self._of_any_outcome = self._wanted._replace(outcomes=None)
+        self._store: Readable | None = None
         self._with_starts = form is as_object or "policy" in (self._wanted.decisions or ())
         self._awaited: dict[int, dict[str, object]] = {}  # rows of calls without an outcome, by row id
 
     def show(self, rows: int | None, *, follow: bool) -> None:
-        """Show the newest rows, and follow the log until the wanted time ends or the reader of stdout goes away.
+        """Show the newest rows, and follow the log until the wanted time ends.
 
         Args:
             rows: How many of the newest rows; None for all.
             follow: Whether to follow the log.
+
+        Raises:
+            BrokenPipeError: The reader of stdout goes away.
         """
-        is_new = not self._settings.address.exists()
-        if is_new:
+        newest = partial(self._show_newest, rows=rows, follow=follow)
+        if follow:
+            for store, some in follow_rows(
+                self._settings, self._of_any_outcome, say, wait_for_reader, begin=newest, at_once=True
+            ):
+                self._show_next(store, some)
+        elif self._settings.address.exists():
+            with self._settings.read_store() as store:
+                newest(store)
+        else:
             say(f"no audit log yet: there is no store at {self._settings.address.shown}")
-        while self._settings.address.exists() or (follow and self._store_appears()):
-            with until_replaced(self._settings) as is_replaced, self._settings.read_store() as store:
-                last_id = 0 if is_new else self._show_newest(store, rows, follow=follow)
-                if not follow or not self._follow_until_replaced(store, is_replaced, last_id):
-                    return
-            say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
-            self._awaited.clear()
-            is_new = True
 
     def _show_newest(self, store: Readable, rows: int | None, *, follow: bool) -> int:
         """Show the newest rows; with `follow`, also remember those whose outcome may come. Returns the id of the newest."""
+        self._store = store
         last_id = next((entry.row_id for entry in store.newest()), 0)
         found: list[AuditEntry] = []
         shown = 0
         for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted) if rows != 0 else ():
             if entry.row_id > last_id or not self._is_to_show(entry.record):
-                continue  # `_follow_until_replaced` shows rows that were written since
+                continue  # `_show_next` shows rows that were written since
             shown += self._wanted.admits(entry.record)
             found.append(entry)
             if shown == rows:
@@ -227,19 +226,13 @@ class Tail:
             self._say_none(store, follow=follow)
         return last_id
 
-    def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
-        """Show new rows until the store is in another file. False if following ends first."""
-        while True:
-            is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
-            self._show_outcomes(store)
-            entries = store.entries(after=last_id)
-            while some := list(islice(entries, MAX_AWAITED)):
-                last_id = some[-1].row_id
-                self._show([one for one in some if self._of_any_outcome.admits(one.record) and self._is_to_show(one.record)])
-            if is_last:
-                return True
-            if self._ends():
-                return False
+    def _show_next(self, store: Readable, rows: Sequence[StoredRow]) -> None:
+        """Show the outcomes of rows before these, and then these."""
+        if store is not self._store:
+            self._store = store
+            self._awaited.clear()
+        self._show_outcomes(store)
+        self._show([entry for one in rows if self._is_to_show((entry := one.entry).record)])
 
     def _is_to_show(self, record: _Record) -> bool:
         return self._with_starts or record.get("reason") != POLICY_AT_START
@@ -263,17 +256,6 @@ class Tail:
         for was_shown, record in sorted(ended, key=lambda one: ended_us(one[1])):
             if was_shown or self._wanted.admits(record):
                 click.echo("\n".join(self._form(record, ended=was_shown)))
-
-    def _store_appears(self) -> bool:
-        """Wait until there is a store. False if following ends first."""
-        while not self._settings.address.exists():
-            if self._ends():
-                return False
-        return True
-
-    def _ends(self) -> bool:
-        """Whether the wanted time has ended, or the reader of stdout goes away within `POLL_S`."""
-        return is_over(self._wanted) or reader_leaves(within_s=POLL_S)
 
     def _say_none(self, store: Readable, *, follow: bool) -> None:
         """Say that no row is shown, and offer filters that find rows."""

@@ -20,7 +20,7 @@ from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import PolicyEdit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
 from mcpguard.policy.lint import Tightness, cost_text, unset_command, warnings
-from mcpguard.policy.model import PER, Policy
+from mcpguard.policy.model import PER, Cost, Policy
 from mcpguard.policy.parse import parse_cost, parse_rule
 from mcpguard.text.printing import plural
 from mcpguard.text.times import span
@@ -111,11 +111,10 @@ def set_(
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     _parsed(parse_rule, table)
     edit = put(settings.policy, table)
-    at = edit.at
+    at, after = edit.at, edit.after
     _say_new_file(settings, edit)
-    echo(f"{settings.policy}: {_what_changed(edit, at)}")
-    echo(sentences(edit.after)[at])
-    after = edit.after
+    echo(f"{settings.policy}: {_what_changed(edit)}")
+    echo(sentences(after)[at])
     if after.observe:
         click.echo("The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce")
     _say_what_caps(after, at, policy_words(settings))
@@ -151,8 +150,7 @@ def _number(text: str | None) -> int | str | None:
 
 
 def _set_cost(table: dict[str, Any], settings: Settings) -> None:
-    _require_cost_only(table)
-    _parsed(parse_cost, table)
+    _parsed_cost(table)
     edit = put_cost(settings.policy, table)
     at = edit.at
     _say_new_file(settings, edit)
@@ -164,14 +162,15 @@ def _set_cost(table: dict[str, Any], settings: Settings) -> None:
     _warn(edit, settings, table)
 
 
-def _require_cost_only(table: dict[str, Any]) -> None:
-    """Refuse the options of rules beside `--cost`."""
+def _parsed_cost(table: dict[str, Any]) -> Cost:
+    """The cost of a table. The options of rules are refused beside `--cost`."""
     more = next((key for key in table if key not in {"tool", "server", "cost"}), None)
     if more is not None:
         option = {"limit": "a LIMIT", "mode": "--observe or --enforce"}.get(more, f"--{more}")
         raise UsageError(
             f"--cost and {option} exclude each other", "use only --tool and --server: a cost depends on nothing else"
         )
+    return _parsed(parse_cost, table)
 
 
 def _warn(edit: PolicyEdit, settings: Settings, table: dict[str, Any], *more: str) -> None:
@@ -219,8 +218,7 @@ def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool
 
 
 def _unset_cost(table: dict[str, Any], settings: Settings) -> None:
-    _require_cost_only(table)
-    cost = _parsed(parse_cost, table)
+    cost = _parsed_cost(table)
     gone = take_out_cost(settings.policy, cost, named=settings.policy_named)
     if gone is None:
         raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
@@ -261,8 +259,9 @@ def _say_new_file(settings: Settings, edit: PolicyEdit) -> None:
         echo(f"{settings.policy}: new file with the {plural(len(edit.before.rules), 'starter rule')}{were}")
 
 
-def _what_changed(edit: PolicyEdit, at: int) -> str:
+def _what_changed(edit: PolicyEdit) -> str:
     """What an edit did to a rule, as a clause."""
+    at = edit.at
     if edit.is_unchanged:
         return f"rule {at + 1} is unchanged"
     if at >= len(edit.before.rules):
