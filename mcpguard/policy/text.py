@@ -74,13 +74,13 @@ class PolicyText:
                 gone += [member] if member else []
                 wanted.pop(key, None)
             elif _meant(key, value) != _meant(key, wanted.get(key, _DEFAULTS.get(key))):
-                wanted[key] = _said(value)
                 if member is None:
                     added[key] = _pair(key, value)
                 elif key == "limit":
-                    self._set_limit(member, value)
+                    value = self._set_limit(member, value)
                 else:
                     self._replace(member, _token(value))
+                wanted[key] = _said(value)
         lines = [(self._document.line_start(member.start), self._document.line_end(member.end)) for member in gone]
         self._splices += [Splice(start, end, "") for start, end in lines]
         self._add_lines(table.end, [pair for key, pair in added.items() if key in _FIRST])
@@ -153,17 +153,20 @@ class PolicyText:
         if lines:
             self._splices.append(Splice(at, at, begin + "".join(f"{line}\n" for line in lines)))
 
-    def _set_limit(self, member: Child, value: Any) -> None:
+    def _set_limit(self, member: Child, value: Any) -> Any:
+        """Replace a limit or a list of limits. Returns what the text then says, with a place for comments on its limits."""
         text, node = self._text, member.node
         old = text[node.start : node.end]
         if value in ("deny", "unlimited") and _comments(old):
             end = node.end + len(text[node.end : self._document.line_end(node.end)].rstrip("\r\n"))
             comment = "; ".join(_comments(text[node.start : end]))
             self._splices.append(Splice(node.start, end, f"{_token(value)} # {comment}"))
-            return
+            return value
         limits = [value] if isinstance(value, str) else value
-        is_kept = _comments(old) and isinstance(limits[0], str)
-        self._replace(member, _token([(limit, "") for limit in limits] if is_kept else value, _comments(old)))
+        if _comments(old) and isinstance(limits[0], str):
+            value = [(limit, "") for limit in limits]
+        self._replace(member, _token(value, _comments(old)))
+        return value
 
 
 def _said(value: Any) -> Any:

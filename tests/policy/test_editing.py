@@ -193,6 +193,8 @@ BOTH, NOTED = ["6/1m", "60/1h"], '[\n  # "9/1h" was too few\n  "6/1m",\n  "60/1h
     ("before", "limit", "after"),
     [
         (LIST, BOTH, '[\n  # short bursts\n  # and the long run\n  # per hour\n  "6/1m",\n  "60/1h",\n]'),
+        (LIST, "50/1h", '[\n  # short bursts\n  # and the long run\n  # per hour\n  "50/1h",\n]'),
+        ('[\n  "5/1m"\n  # ours\n]', "6/1m", '[\n  # ours\n  "6/1m",\n]'),
         (LIST, "deny", '"deny" # short bursts; and the long run; per hour'),
         ('[\n  "5/1m", # short\n] # in May', "unlimited", '"unlimited" # short; in May'),
         ('[\n  "5/1m"\n  # "9/1h" was too few\n]', BOTH, NOTED),
