@@ -32,9 +32,7 @@ class SqliteAddress(NamedTuple):
         from mcpguard.stores.sqlite.call_log import log_path
 
         try:
-            return os.stat(self.path).st_size > 0 or is_there(log_path(self.path))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+            return (is_there(self.path) and os.stat(self.path).st_size > 0) or is_there(log_path(self.path))
         except OSError:
             return True  # opening it will report the error
 

@@ -103,6 +103,7 @@ def test_a_store_is_read_as_a_wrapper_repairs_it_and_the_loss_is_told_once(
     path: Path, harmed: Callable[[Path], None], is_told: str | None
 ) -> None:
     harmed(path)
+    assert SqliteAddress(str(path)).exists()
     before = {one: one.read_bytes() for one in path.parent.iterdir()}
     told: list[str] = []
     with contextlib.closing(SqliteReader(path, notify=told.append)) as reader:
