@@ -206,8 +206,11 @@ class ChangePlan:
     def steps(self) -> dict[Client, str]:
         """What the user does in each client so that the changes apply."""
         changed = {real(change.file) for change in self.changes}
-        touched = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
-        return touched | {one.place.client: one.step for one in self.hooks if one.step and real(one.place.file) in changed}
+        steps = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
+        for place, _, step in self.hooks:
+            if step and real(place.file) in changed and not (place.client in steps and step.startswith("nothing")):
+                steps[place.client] = step
+        return steps
 
     @contextlib.contextmanager
     def noting_faults(self, file: Path) -> Iterator[None]:

@@ -54,6 +54,6 @@ def test_a_file_of_another_program_is_refused_and_gets_no_files_beside_it(tmp_pa
     before = sorted(tmp_path.iterdir())
     for name in ("notes.txt", "other.db"):
         done = mcpguard(tmp_path / "mcpguard", *argv, "--store", f"{sqlite(tmp_path)}/{name}")
-        assert done.returncode == 69
+        assert (done.returncode, done.stdout) == (69, "")
         assert done.stderr.startswith(f"mcpguard: {(tmp_path / name).as_posix()} is not a store of mcpguard: ")
     assert sorted(tmp_path.iterdir()) == before

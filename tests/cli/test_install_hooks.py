@@ -59,6 +59,12 @@ def test_a_named_client_without_servers_gets_its_hook(account: Account) -> None:
     assert (account.home / ".codex/hooks.json").exists()
 
 
+def test_a_hook_that_asks_for_nothing_does_not_hide_what_its_clients_servers_need(account: Account) -> None:
+    account.write("home/.cursor/mcp.json", ONE)
+    said = unfolded(account.install("cursor", "--enforce").stdout)
+    assert "Cursor: switch the server off and on in Cursor's settings" in said
+
+
 def test_without_hook_no_hook_is_added_and_a_single_server_leaves_it(account: Account) -> None:
     account.codex()
     file = account.home / ".codex/hooks.json"

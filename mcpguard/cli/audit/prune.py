@@ -6,7 +6,7 @@ from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import require_terminal, time_us, with_settings, yes_option
 from mcpguard.cli.present import echo
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus
+from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.text.printing import amount, printable
 from mcpguard.text.times import rfc3339
 
@@ -42,6 +42,9 @@ def prune(settings: Settings, before: str, yes: bool) -> int | None:
     try:
         for some in settings.prune_store(before_us):
             deleted += some
-    finally:
-        click.echo(f"{amount(deleted, 'row')} deleted")
+    except McpguardError:
+        if deleted:
+            click.echo(f"{amount(deleted, 'row')} deleted")
+        raise
+    click.echo(f"{amount(deleted, 'row')} deleted")
     return None
