@@ -5,6 +5,7 @@ import json
 import os
 from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 
 from mcpguard import run_options
 from mcpguard.config import Settings
@@ -38,6 +39,9 @@ UNKNOWN_SESSION: Final = "unknown"
 
 STEP_MS: Final = 5
 """How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""
+
+OPENING_S: Final = 0.5
+"""The longest that all steps together take: the rest of a hook's second is for what decides without the store."""
 
 _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
@@ -79,8 +83,9 @@ class _HookStore:
         """Use the store."""
         try:
             if self._used is None:
+                until_s = monotonic() + OPENING_S
                 for _ in range(0, self._settings.timeout_ms, STEP_MS):
-                    if self._opening.acquire(timeout=STEP_MS / 1000):
+                    if self._opening.acquire(timeout=STEP_MS / 1000) or monotonic() > until_s:
                         break
                 self._used = self._store()
             return use(self._used)
@@ -186,6 +191,13 @@ class HookDecision:
         entries = words.get(choices[0].server, [])
         self._is_guarded = bool(entries) and all(map(self._guards, entries))
         return choices[0]
+
+    @property
+    def denial_in_time(self) -> str:
+        """Why the call is denied if the store takes too long: a rule denies every such call. Empty if none does."""
+        call, policy, user = self._call, self._session.requests.policy, self._session.requests.identity.user
+        closed = isinstance(policy, Policy) and policy.plan(Call(user, "", call.server, call.tool)).is_closed
+        return f"Tool {call.tool} is denied by policy. Waiting does not help." if closed and not self._is_guarded else ""
 
     def result(self) -> str | None:
         """Decide the call; or count it, if it has failed. Returns why it is denied, for the model; None if it is not.

@@ -21,7 +21,11 @@ SESSION = {"CLAUDE_CODE_SESSION_ID": "abc123", "CLAUDE_CODE_ENTRYPOINT": "cli"}
 """What Claude Code tells the servers that it starts in a session."""
 
 
-PATIENCE: Mapping[str, float] = {"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S, "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS}
+PATIENCE: Mapping[str, float] = {
+    "mcpguard.hook.run.TIMEOUT_S": DEADLINE_S,
+    "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS,
+    "mcpguard.hook.deciding.OPENING_S": DEADLINE_S,
+}
 """A hook's limits, with all the time that a busy machine may need."""
 
 

@@ -387,7 +387,7 @@ from mcpguard.cli import main
 from mcpguard.hook import deciding, run
 load = config.load
 config.load = lambda *args, **options: load(*args, **options)._replace(timeout_ms={PATIENT_MS})  # a file would load tomllib
-run.TIMEOUT_S, run.MOST_TIMEOUT_MS, deciding.UPKEEP_SHARE = {DEADLINE_S}, {PATIENT_MS}, 0
+run.TIMEOUT_S, run.MOST_TIMEOUT_MS, deciding.UPKEEP_SHARE, deciding.OPENING_S = {DEADLINE_S}, {PATIENT_MS}, 0, {DEADLINE_S}
 main()
 """
 
@@ -414,6 +414,23 @@ def ran(program: str, home: Path, call_id: str, *options: str) -> subprocess.Com
 def test_a_closed_tool_stays_closed_if_the_system_has_no_thread_left(tmp_path: Path) -> None:
     policy(tmp_path, rule("deny", tool="Bash"))
     assert b"Tool Bash is denied by policy" in ran(NO_THREADS, tmp_path, "t1").stdout
+
+
+TIME_IS_UP: Final = f"""
+import threading
+from mcpguard.hook import deciding, run
+is_asked = threading.Event()
+run.time.sleep = lambda _: is_asked.wait()
+def use(*_): is_asked.set(); threading.Event().wait()
+deciding._HookStore.use = use
+{UNHURRIED}"""
+
+
+def test_a_closed_tool_stays_closed_if_the_time_is_up_before_the_store_has_decided(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="Bash"))
+    assert b"Tool Bash is denied by policy" in ran(TIME_IS_UP, tmp_path, "t1").stdout
+    policy(tmp_path, rule("1/1h", tool="Bash"))
+    assert ran(TIME_IS_UP, tmp_path, "t2").stdout == b""
 
 
 @pytest.mark.parametrize("on_unavailable", ["local", "allow"])
