@@ -208,7 +208,7 @@ class HookDecision:
         if self._is_guarded:
             return None
         params = {"name": call.tool, "arguments": call.arguments, "_meta": {meta.COPILOT_CALL_ID: _KEY}}
-        frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id), params)
+        frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id or None), params)
         session.requests.take_note = lambda _: call.agent  # as the wrapper finds it in the note of a hook
         if call.has_failed:
             self._count_failure(session.requests.of_call(frame, ""))

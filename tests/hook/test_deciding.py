@@ -127,6 +127,7 @@ def test_each_client_is_answered_in_its_own_form(tmp_path: Path, client: str, gi
     printed = json.dumps(enforce(tmp_path, given, client=client))
     why = "Tool search is denied by policy for all users together. Waiting does not help."
     assert json.loads(printed.replace(why, "R")) == answer
+    assert [row.get("request_id") for row in rows(tmp_path)] == [given.get("tool_use_id")]
 
 
 def called(host: Host, call_id: str, tool: str = "search") -> Message:
