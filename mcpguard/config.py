@@ -1,6 +1,7 @@
 """Reads the settings: options, variables and `config.toml`."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -380,6 +381,8 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
     except FileNotFoundError:
         if where:
             raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
+        if os.path.islink(file):  # noqa: PTH114 - no `pathlib` here
+            raise ConfigError(f"{file}: a link to a file that does not exist", "correct the link, or remove it") from None
         return {}
     except OSError as error:
         hint = "name a TOML file that this account may read"
@@ -411,7 +414,7 @@ def _setting(key: str, kind: SettingKind, value: object, where: str) -> dict[str
             what, hint = f"is not a number from {kind[0]} to {kind[-1]}", f"write {key} = {Settings._field_defaults[key]}"
     elif kind is bool:
         if not isinstance(value, bool):
-            what, hint = "is neither true nor false", f"write {key} = false"
+            what, hint = "is neither true nor false", f"write {key} = true or {key} = false, without quotes"
     elif not isinstance(value, str) or not value:
         what, hint = f"is {'empty' if value == '' else 'not text'}", f'write {key} = "…"'
     if what:

@@ -196,6 +196,13 @@ def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
     assert (by_variable.message, by_variable.hint) == (f"MCPGUARD_CONFIG: {none}: no such file", hint)
 
 
+@pytest.mark.posix
+def test_a_settings_file_that_is_a_link_to_no_file_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").symlink_to(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="a link to a file that does not exist"):
+        load({"MCPGUARD_HOME": str(tmp_path)})
+
+
 def test_a_folder_is_no_file_of_settings(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path))
     why = "Permission denied" if sys.platform == "win32" else "Is a directory"
@@ -274,7 +281,11 @@ EVENTS, ON = "is not a list of denied, warn, unavailable", 'write on = ["denied"
         ("[store]\ntimeout_ms = true", f"store.timeout_ms: True {TIMEOUT}", MS),
         ("[audit]\nmax_mb = -1", "audit.max_mb: -1 is not a number from 1 to 1000000", "write max_mb = 256"),
         ("max_frame_bytes = 10", "max_frame_bytes: 10 is not a number from 1024 to 1073741824", FRAME),
-        ("[identity]\ntrust_meta = 1", "identity.trust_meta: 1 is neither true nor false", "write trust_meta = false"),
+        (
+            "[identity]\ntrust_meta = 1",
+            "identity.trust_meta: 1 is neither true nor false",
+            "write trust_meta = true or trust_meta = false, without quotes",
+        ),
         ("[identity]\nuser = ''", "identity.user: '' is empty", 'write user = "…"'),
         ("[identity]\nuser = 7", "identity.user: 7 is not text", 'write user = "…"'),
         ("[store]\nurl = ['redis://u:secret@h']", "store.url: this is not text", 'write url = "…"'),
@@ -282,7 +293,11 @@ EVENTS, ON = "is not a list of denied, warn, unavailable", 'write on = ["denied"
         ("[[notify]]\non = ['denied']", f"notify 1: {NO_WAY}", ONE_WAY),
         ("[[notify]]\ndesktop = false", f"notify 1: {NO_WAY}", ONE_WAY),
         (f"{DESKTOP}{DESKTOP}command = ['x']", f"notify 2: {NO_WAY}", ONE_WAY),
-        ("[[notify]]\ndesktop = 'yes'", "notify 1: desktop: 'yes' is neither true nor false", "write desktop = false"),
+        (
+            "[[notify]]\ndesktop = 'yes'",
+            "notify 1: desktop: 'yes' is neither true nor false",
+            "write desktop = true or desktop = false, without quotes",
+        ),
         *((f"{DESKTOP}on = {one}", f"notify 1: on: {one} {EVENTS}", ON) for one in ("'denied'", "[]", "['deny']")),
         *((f"[[notify]]\ncommand = {one}", *NO_WORDS) for one in ("'notify me'", "['a', 1]", "['']")),
         ("[[notify]]\nwebhook = ''", "notify 1: webhook: this is empty", 'write webhook = "…"'),

@@ -193,7 +193,7 @@ def _waits(policy: Policy) -> Iterator[str]:
     for at, rule in enumerate(policy.rules):
         if not rule.wait_us:
             continue
-        if not rule.rates and not rule.concurrent:
+        if rule.observe or not (rule.rates or rule.concurrent):
             yield f"{label(policy, at)}: its wait has no effect, because it never refuses a call"
         elif rule.wait_us > MAX_PATIENCE_US:
             yield f"{label(policy, at)}: its wait is {span_in_words(rule.wait_us)}, but {hint}"

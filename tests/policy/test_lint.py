@@ -58,6 +58,7 @@ NARROWER = "only a rule that is narrower than rule 1 can be an exception from it
             " (the OpenAI Agents SDK for Python after 5 seconds)",
         ),
         (["tool='t' limit='unlimited' wait='5s'"], "its wait has no effect, because it never refuses a call"),
+        (["tool='t' limit='5/1m' mode='observe' wait='3s'"], "its wait has no effect, because it never refuses a call"),
         (["tool='t' limit=['5/1m', '9/1s'] count='cost'"], "remove one of them"),
         (
             ["server='built-*' limit='5/1m' wait='1s' concurrent=1 count='errors'"],
