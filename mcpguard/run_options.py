@@ -10,7 +10,7 @@ class Option(NamedTuple):
     """An option of `run`.
 
     Attributes:
-        name: The option on the command line, such as `--user`.
+        name: The option on the command line, such as `--user`. A flag may be followed by its opposite: `--observe/--enforce`.
         metavar: The name of its value in the help; empty if it has no value.
         help: Its text in the help.
         choices: The allowed values; empty if any value is allowed.
@@ -24,12 +24,17 @@ class Option(NamedTuple):
     @property
     def key(self) -> str:
         """The parameter of `start`."""
-        return self.name[2:]
+        return self.name[2:].partition("/")[0]
 
     @property
     def is_flag(self) -> bool:
         """Whether the option has no value."""
         return not (self.metavar or self.choices)
+
+    @property
+    def default(self) -> bool | None:
+        """The value of an option that is not given."""
+        return False if self.is_flag and "/" not in self.name else None
 
 
 DENIALS: Final = ("auto", "error", "result")
@@ -46,7 +51,7 @@ OPTIONS: Final = (
         "URL",
         "The store: sqlite:///absolute/path.db or redis://host/0. Put a URL with a password into config.toml instead.",
     ),
-    Option("--observe", "", "Decide and log, but deny nothing."),
+    Option("--observe/--enforce", "", "Decide and log, but deny nothing; or deny, also if MCPGUARD_OBSERVE is set."),
     Option(
         "--denials",
         "",
@@ -61,7 +66,8 @@ HOOK_CLIENTS: Final = ("claude-code", "codex", "copilot", "cursor", "gemini")
 
 HOOK_OPTIONS: Final = (
     Option("--enforce", "", "Decide each call that the hook shows, and stop those that the policy denies."),
-    *[option for option in OPTIONS if option.name not in ("--server", "--denials", "--quiet")],
+    *[option for option in OPTIONS if option.key in ("user", "agent", "policy", "config", "store")],
+    Option("--observe", "", "Decide and log, but deny nothing."),
 )
 """The options of `hook NAME`."""
 
@@ -111,8 +117,8 @@ def parse_hook(argv: Sequence[str]) -> dict[str, Any] | None:
 
 def _parsed(argv: Sequence[str], options: Sequence[Option]) -> tuple[dict[str, Any], list[str]] | None:
     """The values of options, and the words after them; None if there is an error."""
-    words, by_name = list(argv), {option.name: option for option in options}
-    wanted: dict[str, Any] = {option.key: False if option.is_flag else None for option in options}
+    words, by_name = list(argv), {name: option for option in options for name in option.name.split("/")}
+    wanted: dict[str, Any] = {option.key: option.default for option in options}
     while words and words[0].startswith("-") and words[0] != "-":
         word = words.pop(0)
         if word == "--":
@@ -124,7 +130,7 @@ def _parsed(argv: Sequence[str], options: Sequence[Option]) -> tuple[dict[str, A
         if option.is_flag:
             if has_value:
                 return None
-            wanted[option.key] = True
+            wanted[option.key] = option.name.startswith(name)
             continue
         if not has_value:
             if not words:

@@ -16,7 +16,16 @@ from tests.cli.command import command as mcpguard
 from tests.end_to_end.host import DEADLINE_S, environment
 
 ODD = "--server=crm --denials=result --denials=none --observe=1 --user= -- - -x --no-such --help --= = -v=--observe --observ ü"
-WORDS = [*[option.name for option in run_options.OPTIONS], *ODD.split(), "-h", "auto", "error", "result", "npx", ""]
+WORDS = [
+    *[name for option in run_options.OPTIONS for name in option.name.split("/")],
+    *ODD.split(),
+    "-h",
+    "auto",
+    "error",
+    "result",
+    "npx",
+    "",
+]
 
 
 def by_click(argv: list[str]) -> dict[str, object] | None:
@@ -34,6 +43,7 @@ def by_click(argv: list[str]) -> dict[str, object] | None:
 @example(["npx", "--server", "crm"])
 @example(["--server", "crm", "--server=files", "npx"])
 @example(["--observe", "--observe", "npx"])
+@example(["--observe", "--enforce", "npx"])
 def test_both_parsers_read_a_command_line_alike(argv: list[str]) -> None:
     assert run_options.parse(["run", *argv]) == by_click(argv)
 

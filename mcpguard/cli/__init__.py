@@ -38,13 +38,13 @@ def main() -> None:
     _leave(ExitStatus.OK if sys.argv[1:2] == ["hook"] else status)  # after another status a client may stop the call
 
 
-def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool, **options: str | None) -> NoReturn:
+def start(argv: Sequence[str], *, server: str | None, observe: bool | None, quiet: bool, **options: str | None) -> NoReturn:
     """Run a server behind mcpguard, and end this process with the server's exit status.
 
     Args:
         argv: The server's command.
         server: The server's name; None to derive it from the command.
-        observe: Decide and log, but deny nothing.
+        observe: Decide and log, but deny nothing; None for what `MCPGUARD_OBSERVE` says.
         quiet: Write only errors to stderr.
         options: The options of `config.load`.
 
@@ -60,7 +60,7 @@ def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     settings = config.load(os.environ, server=server, **options)
-    settings = settings._replace(quiet=quiet or settings.quiet, observe=observe or settings.observe)
+    settings = settings._replace(quiet=quiet or settings.quiet, observe=settings.observe if observe is None else observe)
     status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"))
     os._exit(_exit_code(status))  # at once, because a thread may still wait for the client
 

@@ -18,7 +18,7 @@ def click_option(option: Option) -> click.Option:
     """The option for click."""
     names = [option.name, option.key]
     if option.is_flag:
-        return click.Option(names, is_flag=True, help=option.help)
+        return click.Option(names, is_flag=True, default=option.default, help=option.help)
     kind = click.Choice(option.choices) if option.choices else click.STRING
     is_name = option.key in {"server", "user", "agent"}
     complete = files if option.key in {"policy", "config"} else seen(option.key) if is_name else None
@@ -68,5 +68,5 @@ def words(options: dict[str, Any]) -> list[str]:
     for option in OPTIONS:
         value = options.get(option.key)
         if value and option.key != "quiet":
-            found += [option.name] if option.is_flag else [option.name, value]
+            found += [f"--{option.key}"] if option.is_flag else [option.name, value]
     return found

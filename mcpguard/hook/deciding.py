@@ -160,7 +160,7 @@ class HookDecision:
     def _guards(self, words: Sequence[str]) -> bool:
         """Whether a server's command is a wrapper that judges calls as this hook does. In doubt it is not."""
         parsed = run_options.parse(words[1:])
-        if parsed is None or any(parsed[key] != value for key, value in self._options.items()):
+        if parsed is None or any((parsed[key] or None) != (value or None) for key, value in self._options.items()):
             return False
         from pathlib import Path
 

@@ -117,6 +117,11 @@ def test_observing_is_said_in_the_first_line_denies_nothing_and_reports_what_it_
     assert [row["decision"] for row in host.audit()] == ["allowed", "would_deny", "would_deny"]
 
 
+def test_an_entry_enforces_although_the_environment_says_to_observe(tmp_path: Path) -> None:
+    with serving(tmp_path, rules=rule("deny", tool="closed"), options=["--enforce"], env={"MCPGUARD_OBSERVE": "1"}) as host:
+        assert host.call(1, "closed")["error"]["code"] == 403
+
+
 def test_a_quiet_guard_says_nothing_of_what_goes_as_it_should_and_of_denials(tmp_path: Path) -> None:
     with serving(tmp_path, rules=rule("deny", tool="closed"), options=["--quiet"]) as host:
         assert host.call(1, "closed")["error"]["code"] == 403
