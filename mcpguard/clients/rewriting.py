@@ -116,11 +116,18 @@ def _others(document: Document, source: Source, entry: Entry) -> dict[str, Any]:
 def restored(plan: ChangePlan, source: Source, entry: Entry) -> bool:
     """Plan to put the old text in place of what this module has written, unless it was changed since."""
     document = parsed(plan.content(source.file), source.dialect)
-    start = dict(servers_of(document, source.layout))[entry.name].start
+    whole = dict(servers_of(document, source.layout))[entry.name]
     for record in plan.rewritten(source, entry.name):
         plan.note(record, holds=False)
         places = (match.span() for match in re.finditer(re.escape(record.new), document.text))
-        if place := next((place for place in places if place[1] > start), None):
+        place = next((place for place in places if place[1] > whole.start), None)
+        if not place and source.dialect.is_json and isinstance(whole, Object):
+            node = holder_of(whole, source.layout)
+            if plain(node) == plain(
+                parsed(f"{{{record.new}}}".encode(), source.dialect).root
+            ):  # the client has laid it out anew
+                place = node.children[0].start, node.children[-1].end
+        if place:
             plan.put(source.file, document.after([Splice(*place, record.old)]), source.dialect)
             return True
     return False

@@ -141,6 +141,15 @@ def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byt
     account.undo(before)
 
 
+def test_a_bridge_in_a_file_that_the_client_has_laid_out_anew_is_undone(account: Account) -> None:
+    before = {"a": {"url": URL, "headers": {"X-Key": "k1"}, "timeout": 30}, "b": {"command": "npx"}}
+    file = account.cursor(listing(**before))
+    account.install("--bridge")
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=4))
+    account.run("uninstall", "--yes")
+    assert servers(file) == before
+
+
 def test_a_bridge_that_was_edited_since_keeps_the_edit_and_loses_mcpguard(account: Account) -> None:
     file = account.cursor(listing(a={"url": URL}))
     account.install("--bridge")
