@@ -132,8 +132,8 @@ def cursor(**options: Any) -> None:
     """The hook of Cursor, by Cursor's documentation: it has not been run there. It needs --enforce.
 
     It decides calls of built-in tools (preToolUse) and of MCP servers that are not guarded (beforeMCPExecution), and prints an
-    answer if a call is denied. It takes at most a second, and its exit status is 0. Give it the same options or variables as
-    your server entries.
+    answer if a call is denied. It counts calls of built-in tools that have failed (postToolUseFailure). It takes at most a
+    second, and its exit status is 0. Give it the same options or variables as your server entries.
 
     Put this into ~/.cursor/hooks.json.
 
@@ -142,7 +142,8 @@ def cursor(**options: Any) -> None:
         "version": 1,
         "hooks": {
           "preToolUse": [{ "command": "mcpguard hook cursor --enforce" }],
-          "beforeMCPExecution": [{ "command": "mcpguard hook cursor --enforce" }]
+          "beforeMCPExecution": [{ "command": "mcpguard hook cursor --enforce" }],
+          "postToolUseFailure": [{ "command": "mcpguard hook cursor --enforce" }]
         }
       }
     """

@@ -158,6 +158,10 @@ def _copilot_hook(line: str) -> dict[str, Any]:
     return {"type": "command", "powershell" if sys.platform == "win32" else "bash": line, "timeoutSec": 5}
 
 
+def _cursor_hook(line: str) -> dict[str, Any]:
+    return {"matcher": "^(?!MCP:)", "command": line, "timeout": 5}
+
+
 _MCP: Final = _group("mcp__.*")
 _ALL: Final = _group("*")
 _ALL_MS: Final = _group("*", timeout=5000)
@@ -283,7 +287,8 @@ CLIENTS: Final = (
             "{project}/.cursor/hooks.json",
             (
                 HookEvent("beforeMCPExecution", lambda line: {"command": line, "timeout": 5}),
-                HookEvent("preToolUse", lambda line: {"matcher": "^(?!MCP:)", "command": line, "timeout": 5}),
+                HookEvent("preToolUse", _cursor_hook),
+                HookEvent("postToolUseFailure", _cursor_hook),
             ),
             "nothing: Cursor reads the file when it changes",
             version=1,

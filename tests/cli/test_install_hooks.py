@@ -107,7 +107,8 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
     hook = {"command": f"{HOOK} hook cursor --enforce {STORE}", "timeout": 5}
     cursor = json.loads((account.home / ".cursor/hooks.json").read_bytes())
     assert cursor["version"] == 1
-    assert cursor["hooks"] == {"beforeMCPExecution": [hook], "preToolUse": [{"matcher": "^(?!MCP:)"} | hook]}
+    own_tools = [{"matcher": "^(?!MCP:)"} | hook]
+    assert cursor["hooks"] == {"beforeMCPExecution": [hook], "preToolUse": own_tools, "postToolUseFailure": own_tools}
     text = gemini.read_text().replace("// mine", "").replace(",\n}", "}")
     both = [entry(f"{HOOK} hook gemini --enforce {STORE}", timeout=5000)]
     assert json.loads(text)["hooks"] == {"BeforeTool": both, "AfterTool": both}
