@@ -34,6 +34,8 @@ _SCANNED: Final = 500
 _MAX_MOVES: Final = 3
 """How many nodes of a cluster are tried, each of which may name another one."""
 
+_LATE: Final = "check that it runs, or raise store.timeout_ms"
+
 _HINTS: Final = {
     "LOADING": "wait until it has read its data",
     "OOM": "raise maxmemory, or lower [audit] max_mb: its memory is full",
@@ -173,7 +175,7 @@ class Link:
             connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
-            late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else ""
+            late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else _LATE
             raise self._unavailable(error, late_hint) from error
         self._connection: Any = connection
         self._socket: socket.socket = connection._sock
@@ -281,7 +283,7 @@ class Link:
             raise self._unavailable(reply) from reply
         return reply
 
-    def _unavailable(self, error: Exception, late_hint: str = "") -> StoreUnavailable:
+    def _unavailable(self, error: Exception, late_hint: str = _LATE) -> StoreUnavailable:
         """A failure as one line. The password is masked, because the server may repeat it.
 
         Args:
