@@ -23,6 +23,7 @@ from mcpguard.policy.values import (
     ValueType,
     Words,
     nearest_word,
+    shown_value,
 )
 from mcpguard.text.digest import blake2b
 
@@ -77,7 +78,7 @@ class TableKeys(NamedTuple):
                 found[key] = self.values[key].parse(key, value, faults)
             else:
                 hint = self.hints.get(key) or nearest_word(key, (*self.values, *self.others))
-                faults.append(Fault((key,), f"unknown key {key!r}", hint, on_key=True))
+                faults.append(Fault((key,), f"unknown key {shown_value(key)}", hint, on_key=True))
         return found
 
 

@@ -106,6 +106,7 @@ def limited(limit: str) -> str:
         ("[[RULE]]\nlimit = 'deny'", "p.toml: line 1: unknown key 'RULE'", "'[[rule]]'"),
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
         ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "write store into config.toml"),
+        (f"{'z' * 99} = 1", f"p.toml: line 1: unknown key '{'z' * 59}", "use one of: mode wait [[rule]] [[cost]]"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "use one of: mode wait [[rule]] [[cost]]"),
         ("mode = 'on'", "p.toml: line 1: mode: 'on' is none of enforce observe", "use one of: enforce observe"),
         ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
