@@ -6,7 +6,7 @@ from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import require_terminal, time_us, with_settings, yes_option
 from mcpguard.cli.present import echo
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.errors import ExitStatus
 from mcpguard.text.printing import amount, printable
 from mcpguard.text.times import rfc3339
 
@@ -38,13 +38,12 @@ def prune(settings: Settings, before: str, yes: bool) -> int | None:
         click.echo("nothing was deleted", err=True)
         return ExitStatus.FAILURE
     give_way()
-    deleted = 0
+    deleted, is_done = 0, False
     try:
         for some in settings.prune_store(before_us):
             deleted += some
-    except McpguardError:
-        if deleted:
+        is_done = True
+    finally:
+        if deleted or is_done:
             click.echo(f"{amount(deleted, 'row')} deleted")
-        raise
-    click.echo(f"{amount(deleted, 'row')} deleted")
     return None
