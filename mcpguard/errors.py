@@ -128,6 +128,10 @@ class StoreUnavailable(McpguardError):
     exit_status = ExitStatus.STORE_UNAVAILABLE
 
 
+NOT_IN_TIME: Final = StoreUnavailable("it does not open in time", "if this goes on, raise store.timeout_ms")
+"""The failure of a store that is still being opened."""
+
+
 class StoreDamaged(StoreUnavailable):
     """A file of the store is damaged."""
 

@@ -10,7 +10,7 @@ from time import monotonic
 from mcpguard import run_options
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
-from mcpguard.errors import PolicyError, StoreUnavailable
+from mcpguard.errors import NOT_IN_TIME, PolicyError, StoreUnavailable
 from mcpguard.hook.shown import CLIENTS, Given, ShownCall, copilot_parts
 from mcpguard.identity.account import account_name
 from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key, hook_session
@@ -60,7 +60,7 @@ class _HookStore:
         self._settings = settings
         self._used: CallStore | None = None
         self._opened: Store | None = None
-        self._failure: Exception = StoreUnavailable("it does not open in time")
+        self._failure: Exception = NOT_IN_TIME
         self._opening = allocate_lock()  # held until it is open, or has failed
         self._opening.acquire()
         with contextlib.suppress(RuntimeError):  # the system has no thread left
@@ -110,6 +110,11 @@ class _HookStore:
         folder = OutageFolder.of(settings.address, settings.namespace, settings.database_path)
         mode, timeout_ms = settings.on_unavailable, settings.timeout_ms
         return OutageStore(self._store, mode=mode, notify=lambda _: None, folder=folder, timeout_ms=timeout_ms)
+
+
+def _closes(policy: Policy | PolicyError, user: str, call: ShownCall) -> bool:
+    """Whether a rule denies every call of this tool, whichever agent makes it."""
+    return isinstance(policy, Policy) and policy.plan(Call(user, "", call.server, call.tool)).is_closed
 
 
 class HookDecision:
@@ -184,20 +189,18 @@ class HookDecision:
         for entry in [entry for source in found for entry in readable_entries(source) if entry.kind != "disabled"]:
             words.setdefault(entry.name, []).append((*(entry.guard or ()), *entry.words))
         choices = [call._replace(server=server, tool=tool) for server, tool in copilot_parts(call.tool, words)]
-        if isinstance(policy, Policy):
-            calls = [Call(self._settings.user or account_name(), "", one.server, one.tool) for one in choices]
-            closed = [one for one, which in zip(choices, calls, strict=True) if policy.plan(which).is_closed]
-            choices = closed or choices
+        user = self._settings.user or account_name()
+        choices = [one for one in choices if _closes(policy, user, one)] or choices
         entries = words.get(choices[0].server, [])
         self._is_guarded = bool(entries) and all(map(self._guards, entries))
         return choices[0]
 
     @property
-    def denial_in_time(self) -> str:
+    def denial_if_late(self) -> str:
         """Why the call is denied if the store takes too long: a rule denies every such call. Empty if none does."""
-        call, policy, user = self._call, self._session.requests.policy, self._session.requests.identity.user
-        closed = isinstance(policy, Policy) and policy.plan(Call(user, "", call.server, call.tool)).is_closed
-        return f"Tool {call.tool} is denied by policy. Waiting does not help." if closed and not self._is_guarded else ""
+        call, requests = self._call, self._session.requests
+        is_closed = not self._is_guarded and _closes(requests.policy, requests.identity.user, call)
+        return f"Tool {call.tool} is denied by policy. Waiting does not help." if is_closed else ""
 
     def result(self) -> str | None:
         """Decide the call; or count it, if it has failed. Returns why it is denied, for the model; None if it is not.

@@ -134,7 +134,7 @@ def _decide(answer: _HookAnswer, options: Mapping[str, Any]) -> None:
 
         settings = settings._replace(timeout_ms=min(settings.timeout_ms, MOST_TIMEOUT_MS))
         decision = HookDecision(answer.name, given, call, settings, options)
-        if told := not call.has_failed and decision.denial_in_time:
+        if told := not call.has_failed and decision.denial_if_late:
             answer.deny(told)
         reason = decision.result()
     except McpguardError as error:

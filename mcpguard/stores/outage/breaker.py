@@ -23,15 +23,12 @@ import os
 import threading
 from collections.abc import Callable
 
-from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
+from mcpguard.errors import LOOK_AT_LIMITS, NOT_IN_TIME, StoreUnavailable
 from mcpguard.light_typing import Final, Literal
 from mcpguard.stores.api import Clock, Recoverable
 
 PROBE_US: Final = (1_000_000, 5_000_000)
 """The least and the most time between two probes. It is random in between, so that many wrappers do not probe at once."""
-
-NOT_IN_TIME: Final = StoreUnavailable("it does not open in time", "if this goes on, raise store.timeout_ms")
-"""The failure of a store that is still being opened."""
 
 STEP_S: Final = 0.005
 """How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""

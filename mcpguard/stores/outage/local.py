@@ -10,6 +10,7 @@ Rows, charges and outcomes go to the outage log.
 
 from collections.abc import Callable, Sequence
 
+from mcpguard.errors import NOT_IN_TIME
 from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan
@@ -20,7 +21,6 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Recoverable
 from mcpguard.stores.memory import MemoryStore
-from mcpguard.stores.outage.breaker import NOT_IN_TIME
 from mcpguard.stores.outage.log import Means, OutageLog, key_id
 from mcpguard.stores.outage.recovery import Using
 from mcpguard.stores.sqlite import log_lines

@@ -13,14 +13,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import NOT_IN_TIME, StoreUnavailable
 from mcpguard.light_typing import Final
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
-from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
+from mcpguard.stores.outage.breaker import CircuitBreaker, Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
 from mcpguard.stores.outage.log import Bounds, Means, OutageFolder
 from mcpguard.stores.outage.recovery import LeftLogs, OwnLogs

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.outage.breaker import NOT_IN_TIME, PROBE_US, CircuitBreaker
+from mcpguard.errors import NOT_IN_TIME, StoreUnavailable
+from mcpguard.stores.outage.breaker import PROBE_US, CircuitBreaker
 from tests.build import Time
 
 GONE = StoreUnavailable("it is gone")
