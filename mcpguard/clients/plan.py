@@ -208,6 +208,7 @@ class ChangePlan:
         changed = {real(change.file) for change in self.changes}
         steps = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
         for place, _, step in self.hooks:
+            # A hook that needs nothing does not take up the client's servers
             if step and real(place.file) in changed and not (place.client in steps and step.startswith("nothing")):
                 steps[place.client] = step
         return steps

@@ -122,10 +122,8 @@ def restored(plan: ChangePlan, source: Source, entry: Entry) -> bool:
         places = (match.span() for match in re.finditer(re.escape(record.new), document.text))
         place = next((place for place in places if place[1] > whole.start), None)
         if not place and source.dialect.is_json and isinstance(whole, Object):
-            node = holder_of(whole, source.layout)
-            if plain(node) == plain(
-                parsed(f"{{{record.new}}}".encode(), source.dialect).root
-            ):  # the client has laid it out anew
+            node, written = holder_of(whole, source.layout), parsed(f"{{{record.new}}}".encode(), source.dialect)
+            if plain(node) == plain(written.root):  # the client has laid it out anew
                 place = node.children[0].start, node.children[-1].end
         if place:
             plan.put(source.file, document.after([Splice(*place, record.old)]), source.dialect)

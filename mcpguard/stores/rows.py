@@ -1,5 +1,6 @@
 """How the rows of a store are read, page by page; and what is told of those that are lost or damaged."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 from mcpguard.errors import StoreUnavailable
@@ -10,12 +11,12 @@ _NAMED_ROWS: Final = 100
 """How many damaged rows are named."""
 
 
-class Pages:
+class Pages(ABC):
     """The ways to read a store's audit rows, all of them by `_pages`."""
 
+    @abstractmethod
     def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
         """The wanted rows, page by page; and the id of the last row that a page looked at, if they ascend."""
-        raise NotImplementedError
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[AuditEntry]:
         """See `AuditReader`."""
