@@ -106,7 +106,6 @@ def limited(limit: str) -> str:
         ("[[RULE]]\nlimit = 'deny'", "p.toml: line 1: unknown key 'RULE'", "'[[rule]]'"),
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
         ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "write store into config.toml"),
-        (f"{'z' * 99} = 1", f"p.toml: line 1: unknown key '{'z' * 59}", "use one of: mode wait [[rule]] [[cost]]"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "use one of: mode wait [[rule]] [[cost]]"),
         ("mode = 'on'", "p.toml: line 1: mode: 'on' is none of enforce observe", "use one of: enforce observe"),
         ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
@@ -225,6 +224,12 @@ def test_an_error_names_file_rule_and_field_and_hints_at_the_right_form(text: st
     assert hint in raised.value.hint
     assert "\n" not in raised.value.message + raised.value.hint
     assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+def test_a_very_long_key_is_cut() -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse(f"{'z' * 99} = 1", source="p.toml")
+    assert raised.value.message == f"p.toml: line 1: unknown key '{'z' * 59}"
 
 
 @pytest.mark.parametrize(
