@@ -25,9 +25,11 @@ if sys.platform == "win32":
     _kernel.CreateToolhelp32Snapshot.restype = _kernel.OpenProcess.restype = wintypes.HANDLE
     _kernel.CloseHandle.argtypes = (wintypes.HANDLE,)
     _kernel.WaitForSingleObject.argtypes = (wintypes.HANDLE, wintypes.DWORD)
+    _kernel.GetProcessTimes.argtypes = (wintypes.HANDLE, *[ctypes.POINTER(wintypes.FILETIME)] * 4)
     _kernel.Process32FirstW.argtypes = _kernel.Process32NextW.argtypes = (wintypes.HANDLE, ctypes.POINTER(_Entry))
     _PROCESSES = 0x2
     _SYNCHRONIZE = 0x100000
+    _QUERY_LIMITED_INFORMATION = 0x1000
 
     def _all() -> Iterator[tuple[int, int, str]]:
         shot, entry = _kernel.CreateToolhelp32Snapshot(_PROCESSES, 0), _Entry(size=ctypes.sizeof(_Entry))
@@ -36,6 +38,17 @@ if sys.platform == "win32":
             yield entry.pid, entry.parent, entry.program
             more = _kernel.Process32NextW(shot, ctypes.byref(entry))
         _kernel.CloseHandle(shot)
+
+    def _started(pid: int) -> int:
+        times = [wintypes.FILETIME() for _ in range(4)]
+        handle = _kernel.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
+        _kernel.GetProcessTimes(handle, *map(ctypes.byref, times))
+        _kernel.CloseHandle(handle)
+        return times[0].dwHighDateTime << 32 | times[0].dwLowDateTime
+
+    def _is_child(pid: int, parent: int) -> bool:
+        # A process keeps the pid of a parent that has ended, and a later process can have the same pid.
+        return _started(pid) >= _started(parent)
 
     def runs(pid: int) -> bool:
         handle = _kernel.OpenProcess(_SYNCHRONIZE, False, pid)
@@ -61,6 +74,9 @@ else:
             if state[0] != "Z":
                 yield int(pid), int(parent), program
 
+    def _is_child(pid: int, parent: int) -> bool:
+        return True
+
     def runs(pid: int) -> bool:
         return any(pid == one for one, _, _ in _all())
 
@@ -71,7 +87,7 @@ def below(pid: int) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
     parents = {pid}
     while parents:
-        children = [(one, program) for one, parent, program in everything if parent in parents]
+        children = [(one, program) for one, parent, program in everything if parent in parents and _is_child(one, parent)]
         parents = {one for one, _ in children} - {one for one, _ in found}
         found += [child for child in children if child[0] in parents]
     return found
