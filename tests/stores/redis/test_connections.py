@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,8 @@ def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files
 
 
 def test_a_python_without_ca_certificates_is_named_as_the_cause(encrypted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl.get_default_verify_paths", lambda: (None, None, "SSL_CERT_FILE", "/none"))
+    nowhere = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)  # type: ignore[arg-type]  # its stub knows no None
+    monkeypatch.setattr("ssl.get_default_verify_paths", lambda: nowhere)
     monkeypatch.setattr(link, "sys", SimpleNamespace(platform="darwin"))
     told = refusal(tls_url(encrypted, "localhost", *OURS))
     assert "certificate verify failed" in told
