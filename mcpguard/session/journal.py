@@ -18,9 +18,9 @@ this bound it needs half a minute."""
 _MAX_DENIALS: Final = 4096
 """Counters whose denials a session counts. If there are more, all are counted anew."""
 
-_StormKey = tuple[str, str, str | None]
-"""What equal denials have in common: their context, their decision, and the limit as a row names it. A call that was dropped
-while it waited is not equal to a denial: for such calls the reason follows the limit."""
+_StormKey = tuple[str, str, str | None, object]
+"""What equal denials have in common: their context, their decision, the limit as a row names it, and the reason in the request:
+why a frame was refused, or why a call was dropped while it waited."""
 
 _DenialKind = tuple[str, str]
 """What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
@@ -162,14 +162,10 @@ class Journal:
         Args:
             one: Its row.
             verdict: Its verdict.
-            reason: The reason in its request. If a limit refused the call, it is the reason why the call was dropped.
+            reason: The reason in its request.
         """
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
-        key: _StormKey | _DenialKind = (
-            one.context,
-            one.decision,
-            f"{one.reported} {reason}" if one.reported and reason else one.reported,
-        )
+        key: _StormKey | _DenialKind = one.context, one.decision, one.reported, reason
         storm = self._storms.get(key)
         if storm is None and sum(other.kind == kind for other in self._storms.values()) >= KIND_STORMS:
             key, storm = kind, self._storms.get(kind)

@@ -81,15 +81,26 @@ def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
     came_out = talk.client(b"not json", two_names, Refusal(-32700, "too long"))
     assert came_out == ["answered None: -32700", "answered 5: -32602", "answered None: -32700"]
     assert talk.to_client[0]["error"]["message"] == "Refused: not valid JSON"
-    assert [one["decision"] for one in talk.records] == ["invalid"] * 2
+    assert [one["decision"] for one in talk.records] == ["invalid"] * 3
     told = [(one.get("request_id"), one.get("tool"), one["reason"]) for one in talk.records]
-    assert told == [(None, None, "not valid JSON"), (5, "x", "two keys that differ only by case in params")]
+    two_names_differ = "two keys that differ only by case in params"
+    assert told == [(None, None, "not valid JSON"), (5, "x", two_names_differ), (None, None, "too long")]
 
 
 def test_a_refused_notification_is_not_answered() -> None:
     talk = Talk()
     assert talk.client(b'{"method":"tools/call","params":{"name":"x"}}', b'{"id":1,"result":1,"result":2}') == []
     assert [one["decision"] for one in talk.records] == ["invalid", "invalid"]
+
+
+def test_refused_frames_share_a_row_only_if_their_reason_is_the_same() -> None:
+    talk = Talk()
+    talk.client(b"not json", b"nor this", b"[]", b'{"id":1,"result":1,"result":2}', b"[]")
+    assert [one["reason"] for one in talk.records] == [
+        "not valid JSON",
+        "a batch must have 1 to 1024 messages",
+        "a key that occurs twice",
+    ]
 
 
 def test_a_denial_has_the_id_as_the_client_wrote_it() -> None:
