@@ -213,7 +213,9 @@ class TakenOut(NamedTuple):
     at: int | None = None
 
 
-def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None) -> TakenOut | None:
+def take_out(
+    path: Path, rule: Rule, *, named: bool, part: Counts | None = None, observe: bool | None = None
+) -> TakenOut | None:
     """Remove a rule, or a part of a rule, from a policy file.
 
     Args:
@@ -221,6 +223,7 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
         rule: A rule with the selectors and `per` of the rule to remove.
         named: Whether an option or a variable names the file.
         part: Remove only the limit that counts this, or the cap if it is `concurrent`; None for all of the rule.
+        observe: Whether the rule to remove is in observe mode; None if that does not matter.
 
     Returns:
         What was removed; None if there is no such rule. Then nothing is written.
@@ -232,6 +235,7 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
     with _opened(path, missing=no_such_file(path, named=named)) as file:
         before = file.before
         found = [at for at, other in enumerate(before.rules) if part is None or any(one.counts == part for one in other.parts)]
+        found = [at for at in found if observe in {None, before.rules[at].observe}]
         # Of two rules with these selectors, `--per` tells the one with limits per session from the other
         found = [at for at in found if _is_for_same(rule, before.rules[at].parts[0])] or [
             at for at in found if _is_for_same(rule, before.rules[at])

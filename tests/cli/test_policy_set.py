@@ -150,6 +150,15 @@ def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path, part: str, 
     assert f"no {missing} for user=* tool=report" in complaint(tmp_path, *unset, status=1)
 
 
+def test_unset_with_a_mode_removes_only_a_rule_in_it(tmp_path: Path, file: Path) -> None:
+    unset, of = ("policy", "unset", "--tool", "slow"), f"{file}: no rule"
+    assert f"{of} in observe mode for tool=slow" in complaint(tmp_path, *unset, "--observe", status=1)
+    output(tmp_path, "policy", "set", "--observe", "--tool", "slow", "5/1m")
+    assert f"{of} that is enforced for tool=slow" in complaint(tmp_path, *unset, "--enforce", status=1)
+    assert output(tmp_path, *unset, "--observe").startswith(f"{file}: removed the rule for tool=slow")
+    assert file.read_text("utf-8") == BY_HAND
+
+
 def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
     of = ("--tool", "report", "--server", "crm", "--cost")
     done = mcpguard(tmp_path, "policy", "set", *of, "20")
@@ -176,6 +185,7 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
         ("set --cost 2 --observe", "--cost and --observe or --enforce exclude each other", "only --tool and --server"),
         ("unset --cost --role a", "--cost and --role exclude each other", "only --tool and --server"),
         ("unset --cost --concurrent", "exclude each other", "only one"),
+        ("unset --cost --tool x --observe", "--cost and --observe or --enforce exclude each other", "only --tool and --server"),
     ],
 )
 def test_wrong_values_and_options_that_do_not_fit_are_refused_with_a_hint(

@@ -101,9 +101,8 @@ def set_(
         "wait": wait,
         "warn": warn,
         "name": name,
-        "mode": None if observe is None else "observe" if observe else "enforce",
     }
-    table |= {key: value for key, value in given.items() if value is not None}
+    table |= {key: value for key, value in given.items() if value is not None} | _mode(observe)
     if cost is not None:
         _set_cost(table | {"cost": _number(cost)}, settings)
         return
@@ -187,7 +186,14 @@ def _warn(edit: PolicyEdit, settings: Settings, table: dict[str, Any], *more: st
 @_count_option("Remove only the limit that counts this. A cap on calls in flight stays.")
 @click.option("--concurrent", is_flag=True, help="Remove only the cap on calls in flight. A limit stays.")
 @click.option("--cost", is_flag=True, help="Remove what a call of --tool and --server costs.")
-def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool, **selectors: Any) -> None:
+@click.option(
+    "--observe/--enforce",
+    default=None,
+    help="Remove the rule only if it is in observe mode; or only if it is not. Default: in either case.",
+)
+def unset(
+    settings: Settings, count: Counts | None, concurrent: bool, cost: bool, observe: bool | None, **selectors: Any
+) -> None:
     """Remove the rule with exactly these selectors and this --per.
 
     \b
@@ -200,13 +206,14 @@ def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool
         raise UsageError("--count, --concurrent and --cost exclude each other", "give only one of them")
     table = _rule_table(selectors)
     if cost:
-        _unset_cost(table | {"cost": 1}, settings)
+        _unset_cost(table | {"cost": 1} | _mode(observe), settings)
         return
     rule = _parsed(parse_rule, table | {"limit": "unlimited"})
     part: Counts | None = "concurrent" if concurrent else count
-    found = take_out(settings.policy, rule, named=settings.policy_named, part=part)
+    found = take_out(settings.policy, rule, named=settings.policy_named, part=part, observe=observe)
     if found is None:
         what = "no rule" if part is None else "no rule with a cap" if concurrent else f"no limit that counts {part}"
+        what += "" if observe is None else " in observe mode" if observe else " that is enforced"
         raise McpguardError(f"{settings.policy}: {what} for {rule.text}", "see the rules with mcpguard policy show")
     gone, after, at = found
     whole = "the rule" if at is None else f"the {'cap' if concurrent else 'limit'} of rule {at + 1}"
@@ -291,6 +298,11 @@ def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
     if per is not None:
         table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
     return table
+
+
+def _mode(observe: bool | None) -> dict[str, str]:
+    """What `--observe/--enforce` adds to the table of a rule."""
+    return {} if observe is None else {"mode": "observe" if observe else "enforce"}
 
 
 def _parsed(parse: Callable[..., _T], table: dict[str, Any]) -> _T:
