@@ -10,11 +10,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mcpguard.clients.catalog import Client
-from mcpguard.clients.discovery import FileFault, HookFile, Machine, Source, entries_of, hook_files, is_used, read, sources
+from mcpguard.clients.discovery import (
+    FileFault,
+    HookFile,
+    Machine,
+    Source,
+    entries_of,
+    hook_files,
+    is_used,
+    of_plugin,
+    plugin_sources,
+    read,
+    sources,
+)
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards, NamedGuard
 from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
-from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect
 from mcpguard.errors import ConfigError
 from mcpguard.identity.agent import DEFAULT, Agent

@@ -178,8 +178,7 @@ class HookDecision:
         from pathlib import Path
 
         from mcpguard.clients.catalog import BY_KEY
-        from mcpguard.clients.discovery import Machine, readable_entries, sources
-        from mcpguard.clients.plugins import plugin_sources
+        from mcpguard.clients.discovery import Machine, plugin_sources, readable_entries, sources
 
         folder, machine, client = self._given.get("cwd"), Machine.this(), BY_KEY["copilot"]
         projects = [None, *([Path(folder)] if isinstance(folder, str) and folder else [])]

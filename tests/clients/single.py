@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from mcpguard.clients.editing import EntryEdit, edited
-from mcpguard.clients.entries import Layout, entries
+from mcpguard.clients.entries import EntryEdit, Layout, edited, entries
 from mcpguard.documents.document import Dialect
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.editing import EntryEdit, edited
-from mcpguard.clients.entries import Layout, entries
+from mcpguard.clients.entries import EntryEdit, Layout, edited, entries
 from mcpguard.documents.document import Dialect, read
 from mcpguard.documents.model import Unreadable, plain
 from tests.build import steps

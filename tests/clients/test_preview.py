@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.clients import preview
-from mcpguard.clients.editing import EntryEdit, edited
-from mcpguard.clients.entries import Layout, entries
+from mcpguard.clients import plan
+from mcpguard.clients.entries import EntryEdit, Layout, edited, entries
 from mcpguard.clients.plan import Change
 from mcpguard.documents.document import Dialect
 from tests.clients.test_editing import SERVERS, calls, file, guards
@@ -21,7 +20,7 @@ SECRETS = ("s3cret1", "s3cret2", "s3cret3", "s3cret4", "4711")
 
 
 def diff(old: bytes | None, new: bytes | None, dialect: Dialect = Dialect.JSON) -> list[str]:
-    return list(preview.diff(Change(FILE, old, new, dialect)))
+    return list(plan.diff(Change(FILE, old, new, dialect)))
 
 
 def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]:

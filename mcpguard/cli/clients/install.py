@@ -14,13 +14,11 @@ from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.coverage import missing_hooks
-from mcpguard.clients.discovery import FileFault, Machine, client_paths, is_used, sources
+from mcpguard.clients.discovery import FileFault, Machine, client_paths, is_used, missing_files, sources
 from mcpguard.clients.hooks import plan_hooks
 from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
-from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome
-from mcpguard.clients.plugins import missing_files
-from mcpguard.clients.preview import diff
+from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome, diff
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ExitStatus, McpguardError, did_you_mean
 from mcpguard.identity.account import state_folder
