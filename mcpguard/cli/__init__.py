@@ -6,20 +6,19 @@ commands, and a command line of `run` that has an error or asks for help.
 
 import contextlib
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from mcpguard import run_options
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
-from mcpguard.light_typing import NoReturn
+from mcpguard.light_typing import Any, NoReturn
 
 
 def main() -> None:
     """Run the `mcpguard` command. An error that the user can fix is printed as one line and a hint, without a traceback."""
     if sys.platform == "win32":
-        from mcpguard.cli.windows import prepare_output
-
         prepare_output()
     try:
         wanted = run_options.parse(sys.argv[1:])
@@ -36,6 +35,47 @@ def main() -> None:
     except KeyboardInterrupt:
         status = ExitStatus.INTERRUPTED
     _leave(ExitStatus.OK if sys.argv[1:2] == ["hook"] else status)  # after another status a client may stop the call
+
+
+class _Output(io.FileIO):
+    """Redirected output. A write to a pipe that nobody reads fails as on POSIX; Windows would call it an invalid argument."""
+
+    def write(self, data: Any, /) -> int:
+        """See `io.FileIO`.
+
+        Raises:
+            BrokenPipeError: The reader has left.
+        """
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            import errno  # takes a tenth of a millisecond, and `run` begins here
+
+            if error.errno == errno.EINVAL:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+            raise
+
+
+def prepare_output() -> None:
+    """Write UTF-8 into pipes and files, whatever the code page, or what `PYTHONIOENCODING` says. A terminal stays as it is."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream.buffer, io.BytesIO) and not stream.isatty():
+            output = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            at_once = stream.write_through or name == "stderr"
+            encoding = stream.encoding if os.environ.get("PYTHONIOENCODING") else "utf-8"
+            setattr(sys, name, io.TextIOWrapper(output, encoding, stream.errors, line_buffering=at_once))
+
+
+def refuse_quotes(arguments: Sequence[str]) -> None:
+    """Refuse an argument in single quotes.
+
+    Raises:
+        UsageError: `cmd.exe` takes them as a part of the text, so a rule for the user `'*'` would match nobody.
+    """
+    for argument in arguments:
+        if argument.startswith("'"):
+            raise UsageError(f"{argument}: single quotes are part of the text in cmd.exe", 'use double quotes, such as "*"')
 
 
 def start(argv: Sequence[str], *, server: str | None, observe: bool | None, quiet: bool, **options: str | None) -> NoReturn:
@@ -86,8 +126,6 @@ def _by_click() -> int:
         click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
     if sys.platform == "win32":
-        from mcpguard.cli.windows import refuse_quotes
-
         refuse_quotes(sys.argv[1:])
     try:
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"  # else colours are for terminals
@@ -103,9 +141,9 @@ def _by_click() -> int:
         help_text.show()
         return ExitStatus.USAGE
     except click.ClickException as error:
-        from mcpguard.cli.errors import by_click
+        from mcpguard.cli.present import click_error
 
-        usage = UsageError(*by_click(error))
+        usage = UsageError(*click_error(error))
         if sys.argv[1:2] == ["hook"] and "--enforce" in sys.argv[3:] and sys.argv[2] in run_options.HOOK_CLIENTS:
             from mcpguard.hook.run import refuse
 
@@ -153,9 +191,9 @@ def _leave(status: int) -> None:
 
 
 def _complain(error: McpguardError) -> ExitStatus:
-    from mcpguard.cli.errors import lines
+    from mcpguard.cli.present import error_lines
 
     with contextlib.suppress(OSError, AttributeError):  # stderr is closed
-        sys.stderr.write("".join(f"{line}\n" for line in lines(error)))
+        sys.stderr.write("".join(f"{line}\n" for line in error_lines(error)))
         sys.stderr.flush()
     return error.exit_status

@@ -185,7 +185,7 @@ def test_a_command_has_the_same_output_and_status_in_a_process_of_its_own(tmp_pa
     assert (apart.stdout, apart.stderr) == (here.stdout, here.stderr)
 
 
-@pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.hook", "click"])
+@pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.run", "click"])
 @pytest.mark.parametrize("error", ["ModuleNotFoundError", "SyntaxError"])
 def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path, module: str, error: str) -> None:
     done = process(tmp_path, "hook", "claude-code", PYTHONPATH=trapped(tmp_path, module, f"raise {error}"))

@@ -10,14 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from mcpguard.cli import present, windows
+from mcpguard import cli
+from mcpguard.cli import present
 from mcpguard.errors import UsageError
 
 
 @pytest.mark.skipif(not hasattr(os, "eventfd"), reason="needs a descriptor that refuses a write as an invalid argument")
 def test_an_invalid_argument_means_that_the_reader_of_a_pipe_has_left() -> None:
     fd = os.eventfd(0)
-    with windows._Output(fd, "w") as output, pytest.raises(BrokenPipeError) as caught:
+    with cli._Output(fd, "w") as output, pytest.raises(BrokenPipeError) as caught:
         output.write(b"short")  # it takes eight bytes
     assert caught.value.errno == errno.EPIPE
 
@@ -29,7 +30,7 @@ def test_redirected_output_is_utf_8_unless_the_user_names_another_encoding(
     monkeypatch.setenv("PYTHONIOENCODING", variable)
     with (tmp_path / "out").open("w", encoding="cp1252", errors="replace") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        windows.prepare_output()
+        cli.prepare_output()
         sys.stdout.write("客")
         sys.stdout.flush()
     assert (tmp_path / "out").read_bytes() == expected
@@ -39,24 +40,24 @@ def test_what_is_no_file_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     for stream in (None, io.StringIO(), io.TextIOWrapper(io.BytesIO())):
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
-        windows.prepare_output()
+        cli.prepare_output()
         assert sys.stdout is stream
 
 
 @pytest.mark.parametrize("argument", ["'*'", "'Claude"])
 def test_single_quotes_which_cmd_exe_leaves_in_an_argument_are_refused(argument: str) -> None:
     with pytest.raises(UsageError, match="single quotes are part of the text") as caught:
-        windows.refuse_quotes(["policy", "set", "--user", argument])
+        cli.refuse_quotes(["policy", "set", "--user", argument])
     assert caught.value.hint == 'use double quotes, such as "*"'
-    windows.refuse_quotes(["policy", "set", "--user", "o'neill"])
+    cli.refuse_quotes(["policy", "set", "--user", "o'neill"])
 
 
 @pytest.mark.skipif(sys.platform != "win32", reason="Windows tells whether a pipe has a reader")
 def test_a_pipe_without_a_reader_is_known() -> None:
     reader, writer = os.pipe()
-    assert not windows.is_unread(writer)
+    assert not present.is_unread(writer)
     os.close(reader)
-    assert windows.is_unread(writer)
+    assert present.is_unread(writer)
     os.close(writer)
 
 

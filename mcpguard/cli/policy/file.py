@@ -10,11 +10,10 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.commands import Command
-from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, with_settings
 from mcpguard.cli.policy.show import counted
-from mcpguard.cli.present import can_ask, echo, echo_json, warn
+from mcpguard.cli.present import can_ask, echo, echo_json, error_lines, warn
 from mcpguard.clients.coverage import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.config_schema import config_schema
@@ -159,7 +158,7 @@ def edit(settings: Settings) -> int | None:
                     if draft.is_changed:
                         echo(f"{path}: not saved, because the text has errors", err=True)
                     raise
-                click.echo("\n".join(lines(error)), err=True)
+                click.echo("\n".join(error_lines(error)), err=True)
                 with contextlib.suppress(click.Abort):  # the end of the input, or Ctrl-C
                     if click.confirm("Edit again, or else discard the changes?", default=True, err=True):
                         continue
