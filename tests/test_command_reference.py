@@ -2,7 +2,7 @@
 
 from mcpguard.cli import commands
 from mcpguard.run_options import HOOK_CLIENTS
-from tests.command_reference import PAGE, contexts, reference
+from tests.command_reference import PAGE, WIDTH, contexts, reference
 
 
 def words(text: str) -> list[str]:
@@ -24,3 +24,8 @@ def test_every_help_shows_an_example_or_what_to_write_into_a_file() -> None:
     helps = {context.command_path: context.command.get_help(context) for context in contexts(commands.cli, "mcpguard")}
     without = {path for path, text in helps.items() if "Example" not in text}
     assert without == {"mcpguard completion", *(f"mcpguard hook {client}" for client in HOOK_CLIENTS)}
+
+
+def test_no_line_of_a_help_is_wider_than_a_terminal_of_80_columns() -> None:
+    lines = [line for context in contexts(commands.cli, "mcpguard") for line in context.command.get_help(context).splitlines()]
+    assert [line for line in lines if len(line) > WIDTH] == []

@@ -123,8 +123,8 @@ def give_way() -> None:
         "install": ("clients.install:install", "make your clients start their servers through mcpguard"),
         "uninstall": ("clients.install:uninstall", "undo install"),
         "clients": ("clients:clients", "list the clients, their servers, and which are guarded"),
-        "policy": ("policy:policy", "show, check, explain and edit limits"),
-        "audit": ("audit:audit", "read the audit log"),
+        "policy": ("commands:policy", "show, check, explain and edit limits"),
+        "audit": ("commands:audit", "read the audit log"),
         "usage": ("usage:usage", "show how full each counter is"),
         "reset": ("reset:reset", "empty counters"),
         "doctor": ("doctor:doctor", "check this installation, and a server behind it"),
@@ -145,5 +145,56 @@ def cli() -> None:
       mcpguard install --dry-run
       mcpguard run --server crm -- npx -y @acme/crm-server
       mcpguard policy set --user '*' --tool search_customers 100/1h
+      mcpguard audit tail -f
+    """
+
+
+@click.group(
+    "policy",
+    CommandGroup,
+    parts={
+        "check": ("policy.file:check", "Check a policy file."),
+        "edit": ("policy.file:edit", "Open the policy file in your editor."),
+        "explain": ("policy.explain:explain", "Show which rules apply to a call, and what is left."),
+        "init": ("policy.file:init", "Write the starter policy to a file."),
+        "mode": ("policy.set:mode", "Only report denials, or deny."),
+        "path": ("policy.file:path", "Print the path of the policy file."),
+        "schema": ("policy.file:schema", "Print the JSON Schema of the policy, for editors."),
+        "set": ("policy.set:set_", "Set a limit, a cap on calls in flight, or a cost."),
+        "show": ("policy.show:show", "Show each rule, with a sentence that explains it."),
+        "suggest": ("policy.suggest:suggest", "Suggest limits from the audit log, or for a server's tools."),
+        "unset": ("policy.set:unset", "Remove a rule, a part of a rule, or a cost."),
+    },
+)
+def policy() -> None:
+    """Show, check, explain and edit the policy, which limits how often tools may be called, and by whom.
+
+    Running servers obey an edit from their next call on. A file over 16 KiB (about 200 rules) is parsed in the background, so
+    an edit of it applies shortly after that call.
+
+    \b
+    Examples:
+      mcpguard policy show
+      mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
+    """
+
+
+@click.group(
+    "audit",
+    CommandGroup,
+    parts={
+        "export": ("audit.export:export", "Write rows for other programs."),
+        "prune": ("audit:prune", "Delete old rows."),
+        "report": ("audit.report:report", "Write an HTML page about a period."),
+        "show": ("audit.show:show", "Explain one row."),
+        "stats": ("audit.stats:stats", "Count calls by user, tool or hour."),
+        "tail": ("audit.tail:tail", "Show the newest rows."),
+    },
+)
+def audit() -> None:
+    """Read the audit log, which has a row for each decision.
+
+    \b
+    Example:
       mcpguard audit tail -f
     """

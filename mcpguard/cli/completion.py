@@ -220,10 +220,10 @@ def completion(shell: str) -> None:
     Let the shell load it at its start:
 
     \b
-      bash        echo 'eval "$(mcpguard completion bash)"' >> ~/.bashrc
-      zsh         echo 'eval "$(mcpguard completion zsh)"' >> ~/.zshrc
-      fish        mcpguard completion fish > ~/.config/fish/completions/mcpguard.fish
-      powershell  mcpguard completion powershell >> $PROFILE
+      echo 'eval "$(mcpguard completion bash)"' >> ~/.bashrc
+      echo 'eval "$(mcpguard completion zsh)"' >> ~/.zshrc
+      mcpguard completion fish > ~/.config/fish/completions/mcpguard.fish
+      mcpguard completion powershell >> $PROFILE
 
     Needs bash 4.4 or later. If .zshrc runs compinit, put the line after it. Names come from the policy and from the newest
     rows of the audit log. They are read for a second at most, and nothing is changed.

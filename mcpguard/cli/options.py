@@ -35,6 +35,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
+def lines_option(text: str) -> Callable[[_F], _F]:
+    """The option for how many rows or counters are shown, with this help."""
+    return click.option("-n", "--lines", "rows", type=click.IntRange(min=0), metavar="N", help=text)
+
+
 def name_option(key: str, metavar: str, text: str, *, with_patterns: bool = False, **more: Any) -> Callable[[_F], _F]:
     """An option for a name, such as `--user`. A shell completes it.
 

@@ -125,6 +125,15 @@ def can_ask() -> bool:
     return True
 
 
+def confirm(question: str, *, default: bool = False) -> bool:
+    """Ask for confirmation. Ctrl-C and Ctrl-D end the command, and its last line."""
+    try:
+        return click.confirm(question, default=default, err=True)
+    except click.Abort:
+        click.echo(err=True)
+        raise
+
+
 def coloured_diff(line: str) -> str:
     """A line of a diff, control characters escaped, in colours."""
     colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])

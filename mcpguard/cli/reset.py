@@ -7,6 +7,7 @@ import click
 
 from mcpguard.cli.commands import Command
 from mcpguard.cli.options import all_match, given, name_filters, require_terminal, with_settings, yes_option
+from mcpguard.cli.present import confirm
 from mcpguard.cli.usage import counter_text
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
@@ -84,7 +85,7 @@ def _agreed(found: list[CounterUse]) -> bool:
     """List the counters, at most ten of them, and ask for confirmation."""
     more = [f"and {len(found) - _LISTED:,} more"] if len(found) > _LISTED else []
     click.echo("\n".join([*map(_text, found[:_LISTED]), *more]), err=True)
-    return click.confirm(f"Reset {amount(len(found), 'counter')}?", err=True)
+    return confirm(f"Reset {amount(len(found), 'counter')}?")
 
 
 def used_text(use: CounterUse) -> str:

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import click
 
 from mcpguard.cli.commands import Command, give_way
-from mcpguard.cli.options import all_match, given, name_filters, with_settings
+from mcpguard.cli.options import all_match, given, lines_option, name_filters, with_settings
 from mcpguard.cli.present import fit, headings, room_beside, say, short_limit, table_row, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, UsageError
@@ -245,7 +245,7 @@ def _denial(found: Mapping[str, object]) -> str:
 @click.option(
     "--watch", "live", is_flag=True, help="Show a live screen until Ctrl-C, with the calls per second and the latest denials."
 )
-@click.option("-n", "--lines", "rows", type=click.IntRange(min=0), metavar="N", help="The number of counters. Default: all.")
+@lines_option("The number of counters. Default: all.")
 @name_filters("counters")
 @with_settings("policy", "store")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")

@@ -81,7 +81,7 @@ def test_selectors_match_what_counters_count(home: Path, selectors: list[str], r
     ("selectors", "typed", "status", "said", "left"),
     [
         ((), b"n\n", 1, "Reset 4 counters? [y/N]", 4),
-        ((), b"\x04", 130, "Reset 4 counters? [y/N]", 4),
+        ((), b"\x04", 130, "Reset 4 counters? [y/N]: \n", 4),
         (("--user", "bob"), b"y\n", 0, "1 counter reset", 3),
     ],
     ids=["no", "end of input", "yes"],

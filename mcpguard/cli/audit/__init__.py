@@ -1,35 +1,20 @@
-"""`mcpguard audit`: reads the audit log."""
+"""`mcpguard audit prune`: deletes old rows; and what other commands of `mcpguard audit` have in common."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mcpguard.cli.commands import CommandGroup
+from mcpguard.cli.commands import Command, give_way
+from mcpguard.cli.names import files
+from mcpguard.cli.options import require_terminal, time_us, with_settings, yes_option
+from mcpguard.cli.present import confirm, echo
 from mcpguard.config import Settings
-from mcpguard.errors import McpguardError, UsageError
-
-
-@click.group(
-    "audit",
-    CommandGroup,
-    parts={
-        "export": ("audit.export:export", "Write rows for other programs."),
-        "prune": ("audit.prune:prune", "Delete old rows."),
-        "report": ("audit.report:report", "Write an HTML page about a period."),
-        "show": ("audit.show:show", "Explain one row."),
-        "stats": ("audit.stats:stats", "Count calls by user, tool or hour."),
-        "tail": ("audit.tail:tail", "Show the newest rows."),
-    },
-)
-def audit() -> None:
-    """Read the audit log, which has a row for each decision.
-
-    \b
-    Example:
-      mcpguard audit tail -f
-    """
+from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.text.printing import amount, printable
+from mcpguard.text.times import rfc3339
 
 
 def require_store(settings: Settings) -> None:
@@ -43,6 +28,11 @@ def require_store(settings: Settings) -> None:
             f"no audit log yet: there is no store at {settings.address.shown}",
             "start a server with mcpguard run, which creates it",
         )
+
+
+def output_option(default: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option that `output_file` takes."""
+    return click.option("-o", "--output", default=default, metavar="FILE", shell_complete=files, help=text)
 
 
 @contextlib.contextmanager
@@ -65,3 +55,41 @@ def output_file(output: str) -> Iterator[Path | None]:
             raise
         what = f"-o: {output} cannot be written: {error.strerror or error}"
         raise McpguardError(what, "check that its folder is writable and the disk is not full") from error
+
+
+@click.command("prune", Command)
+@click.option("--before", metavar="WHEN", required=True, help="Delete rows before 12h, 30d … ago, or an RFC 3339 time.")
+@yes_option
+@with_settings("store")
+def prune(settings: Settings, before: str, yes: bool) -> int | None:
+    """Delete the rows of the audit log that are older than a time. Counters and limits stay as they are.
+
+    mcpguard deletes rows after `keep` by itself; see config.toml. Rows are deleted in small portions, so that no call waits.
+    The rows cannot be brought back: export them first if you need them.
+
+    \b
+    Examples:
+      mcpguard audit prune --before 90d
+      mcpguard audit prune --before 2026-01-31T00:00:00Z --yes
+    """
+    before_us = time_us("--before", before)
+    if not yes:
+        require_terminal("prune", "add --yes to delete without asking")
+    if not settings.address.exists():
+        echo(f"no rows: there is no store at {settings.address.shown}")
+        return None
+    when = f"{rfc3339(before_us)[:19].replace('T', ' ')} UTC"
+    where = printable(settings.address.shown)
+    if not yes and not confirm(f"Delete the audit rows before {when} in {where}?"):
+        click.echo("nothing was deleted", err=True)
+        return ExitStatus.FAILURE
+    give_way()
+    deleted, is_done = 0, False
+    try:
+        for some in settings.prune_store(before_us):
+            deleted += some
+        is_done = True
+    finally:
+        if deleted or is_done:
+            click.echo(f"{amount(deleted, 'row')} deleted")
+    return None

@@ -12,9 +12,8 @@ from typing import IO, Any
 import click
 
 from mcpguard import whole_files
-from mcpguard.cli.audit import output_file, require_store
+from mcpguard.cli.audit import output_file, output_option, require_store
 from mcpguard.cli.commands import Command, give_way
-from mcpguard.cli.names import files
 from mcpguard.cli.options import row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import say, wait_for_reader
 from mcpguard.config import Settings
@@ -28,14 +27,7 @@ from mcpguard.text.printing import amount, plural
 
 @click.command("export", Command)
 @click.option("--format", "form", type=click.Choice(tuple(FORMATS)), help="The format. Default: jsonl.")
-@click.option(
-    "-o",
-    "--output",
-    default="-",
-    metavar="FILE",
-    shell_complete=files,
-    help="The file to write. Default: stdout. A file that exists is not replaced.",
-)
+@output_option("-", "The file to write. Default: stdout. A file that exists is not replaced.")
 @click.option("-f", "--follow", is_flag=True, help="Then wait for new rows and write them, too. A file is appended to.")
 @click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
 @click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from mcpguard import whole_files
-from mcpguard.cli.audit import output_file, require_store
+from mcpguard.cli.audit import output_file, output_option, require_store
 from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import is_given, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import echo
@@ -25,13 +25,7 @@ PERIOD_US: Final = 7 * 86_400_000_000
 
 
 @click.command("report", Command)
-@click.option(
-    "-o",
-    "--output",
-    default="report.html",
-    metavar="FILE",
-    help="The file; - for stdout. Default: report.html.",
-)
+@output_option("report.html", "The file; - for stdout. Default: report.html.")
 @row_filters
 @with_settings("policy", "store")
 def report(settings: Settings, output: str, **filters: Any) -> None:

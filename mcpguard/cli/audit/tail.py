@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from mcpguard.cli.commands import Command
-from mcpguard.cli.options import nearest, none_match, row_filters, wanted_rows, with_settings
+from mcpguard.cli.options import lines_option, nearest, none_match, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import (
     Columns,
     cell_width,
@@ -266,14 +266,7 @@ class Tail:
 
 @click.command("tail", Command)
 @click.option("-f", "--follow", is_flag=True, help="Wait for new rows and show them.")
-@click.option(
-    "-n",
-    "--lines",
-    "rows",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help=f"The number of rows. Default: {ROWS}, or all with --since.",
-)
+@lines_option(f"The number of rows. Default: {ROWS}, or all with --since.")
 @row_filters
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--table", "as_table", is_flag=True, help="Print the table in a pipe, too, COLUMNS wide.")

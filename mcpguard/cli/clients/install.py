@@ -1,7 +1,12 @@
-"""`mcpguard install` and `uninstall`: make clients start their servers through mcpguard, and undo it."""
+"""`mcpguard install` and `uninstall`: make clients start their servers through mcpguard, and undo it.
+
+A change is shown as the lines that change, with the values of variables and with secrets masked.
+"""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -11,21 +16,25 @@ from mcpguard import config
 from mcpguard.cli.clients import NO_SERVERS, complete_clients, complete_servers, named_clients, project_folder, project_option
 from mcpguard.cli.commands import Command
 from mcpguard.cli.options import all_of, require_terminal, yes_option
-from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
+from mcpguard.cli.present import coloured_diff, confirm, echo, paragraph, warn
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.coverage import missing_hooks
 from mcpguard.clients.discovery import FileFault, Machine, client_paths, is_used, missing_files, sources
+from mcpguard.clients.entries import ENV
 from mcpguard.clients.hooks import plan_hooks
 from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
-from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome, diff
+from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome
 from mcpguard.configured_identity import configured_identity
+from mcpguard.documents.document import Dialect, Splice, is_blank, quoted, spliced
+from mcpguard.documents.document import read as parsed
+from mcpguard.documents.model import Array, Node, Object, Opaque, Scalar, plain
 from mcpguard.errors import ExitStatus, McpguardError, did_you_mean
 from mcpguard.identity.account import state_folder
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.text.printing import printable
-from mcpguard.text.redaction import redacted
+from mcpguard.text.redaction import MASK, masked_output, masked_words, redacted
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DONE: Final = {
@@ -237,7 +246,7 @@ def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
     if dry_run:
         return False
     what = f"{len(changes)} files" if len(changes) > 1 else str(changes[0].file)
-    return click.confirm(f"Change {printable(what)}?", err=True)
+    return confirm(f"Change {printable(what)}?")
 
 
 def _report(plan: ChangePlan, kept: str) -> None:
@@ -271,3 +280,94 @@ def _complain(faults: Iterable[McpguardError]) -> ExitStatus:
         hint = f" (hint: {fault.hint})" if fault.hint else ""
         echo(redacted(f"mcpguard: {fault.message}{hint}"), err=True)
     return status
+
+
+_LONG: Final = 200
+"""Of a longer line only the parts that change are shown: some clients write a file in one line."""
+
+_BESIDE: Final = 60
+"""How many characters are shown beside the part of a long line that changes."""
+
+_SHOWN: Final = ("args", "bash", "cmd", "command", "cwd", "matcher", "name", "powershell", "type")
+"""The members whose texts are shown. Any other text may be a secret."""
+
+
+def diff(change: Change) -> Iterator[str]:
+    """A unified diff without context: the lines that change, as they are in the file. Parts of long lines have `…` around them.
+
+    The time is proportional to the size of the file.
+    """
+    old, new = (_lines(data, change.dialect) for data in (change.old, change.new))
+    before, after = (str(change.file) if data is not None else "/dev/null" for data in (change.old, change.new))
+    yield f"--- {before}"
+    yield f"+++ {after}"
+    for kind, *hunk in SequenceMatcher(None, old, new).get_opcodes():
+        if kind == "equal":
+            continue
+        gone = [masked_output(line, ()) for line in old[hunk[0] : hunk[1]]]
+        come = [masked_output(line, ()) for line in new[hunk[2] : hunk[3]]]
+        yield f"@@ -{_range(*hunk[:2])} +{_range(*hunk[2:])} @@"
+        if any(len(line) > _LONG for line in (*gone, *come)):
+            gone, come = _excerpts("\n".join(gone), "\n".join(come))
+        yield from (f"-{line}" for line in gone)
+        yield from (f"+{line}" for line in come)
+
+
+def _lines(data: bytes | None, dialect: Dialect) -> list[str]:
+    """The lines of a file, masked."""
+    if data is None or is_blank(data):
+        return []
+    document = parsed(data, dialect)
+    splices: list[Splice] = []
+    for splice in sorted(set(_masks(document.text, document.root))):
+        if not splices or splice.start >= splices[-1].end:  # an alias of YAML has the place of what it stands for
+            splices.append(splice)
+    text = spliced(document.text, splices).replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n")
+
+
+def _masks(text: str, node: Node, key: str = "", *, is_env: bool = False) -> Iterator[Splice]:
+    """Replace the texts of a document that may be secret.
+
+    Args:
+        text: The document.
+        node: A node of it.
+        key: The name of the member that the node is the value of, or a part of the value.
+        is_env: Whether the node is a variable, or a part of a table of variables.
+    """
+    if isinstance(node, Object):
+        for child in node.children:
+            yield from _masks(text, child.node, child.key, is_env=is_env or child.key in ENV)
+    elif isinstance(node, Array) and (is_env or key not in _SHOWN):
+        for child in node.children:
+            yield from _masks(text, child.node, key, is_env=is_env)
+    elif is_env or key not in _SHOWN or isinstance(node, Opaque):
+        value = text if isinstance(node, Opaque) else plain(node)
+        if value not in ("", None) and (is_env or isinstance(value, str)):
+            yield Splice(node.start, node.end, re.sub(r"[^\r\n]+", f'"{MASK}"', text[node.start : node.end]))
+    else:
+        items = [child.node for child in node.children] if isinstance(node, Array) else [node]
+        words = [str(item.value) if type(item) is Scalar else "" for item in items]
+        for item, word, shown in zip(items, words, masked_words(words), strict=True):
+            if type(item) is not Scalar:
+                yield from _masks(text, item)
+            elif shown != word:
+                yield Splice(item.start, item.end, quoted(shown))
+
+
+def _range(start: int, end: int) -> str:
+    """Lines in the form of a unified diff."""
+    return f"{start + 1 if start < end else start},{end - start}"
+
+
+def _excerpts(*texts: str) -> list[list[str]]:
+    """The lines of the part in which two texts differ."""
+    start = max(0, len(os.path.commonprefix(texts)) - _BESIDE)  # noqa: RUF071 - of texts, not of paths
+    backwards = [text[start:][::-1] for text in texts]
+    alike = len(os.path.commonprefix(backwards))  # noqa: RUF071 - of texts, not of paths
+    shown = []
+    for text in texts:
+        end = min(len(text), len(text) - alike + _BESIDE)
+        part = f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
+        shown.append(part.split("\n") if text else [])
+    return shown

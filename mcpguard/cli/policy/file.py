@@ -13,7 +13,7 @@ from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, with_settings
 from mcpguard.cli.policy.show import counted
-from mcpguard.cli.present import can_ask, echo, echo_json, error_lines, warn
+from mcpguard.cli.present import can_ask, confirm, echo, echo_json, error_lines, warn
 from mcpguard.clients.coverage import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.config_schema import config_schema
@@ -160,7 +160,7 @@ def edit(settings: Settings) -> int | None:
                     raise
                 click.echo("\n".join(error_lines(error)), err=True)
                 with contextlib.suppress(click.Abort):  # the end of the input, or Ctrl-C
-                    if click.confirm("Edit again, or else discard the changes?", default=True, err=True):
+                    if confirm("Edit again, or else discard the changes?", default=True):
                         continue
                 echo(f"{path}: the changes were discarded", err=True)
                 return error.exit_status

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.clients import plan
+from mcpguard.cli.clients import install
 from mcpguard.clients.entries import EntryEdit, Layout, edited, entries
 from mcpguard.clients.plan import Change
 from mcpguard.documents.document import Dialect
@@ -20,7 +20,7 @@ SECRETS = ("s3cret1", "s3cret2", "s3cret3", "s3cret4", "4711")
 
 
 def diff(old: bytes | None, new: bytes | None, dialect: Dialect = Dialect.JSON) -> list[str]:
-    return list(plan.diff(Change(FILE, old, new, dialect)))
+    return list(install.diff(Change(FILE, old, new, dialect)))
 
 
 def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]:
