@@ -1,7 +1,7 @@
 """`mcpguard policy set`, `unset` and `mode`: edits of the policy file."""
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import click
@@ -35,6 +35,9 @@ _SELECTORS: Final = {
     "role": "A role of the verified token. Repeat it to require several.",
     "scope": "A scope of the verified token. Repeat it to require several.",
 }
+_AFTER_SELECTORS: Final = ("per", "limit", "count", "concurrent", "wait", "warn", "name", "observe", "cost")
+"""The options that say what is limited and how, in the order in which a new rule has them."""
+
 _PER_HELP: Final = (
     "What has a count of its own: some of user,agent,tool,server,session,arguments; or none. "
     "Default: those that the rule selects by."
@@ -65,11 +68,8 @@ def _count_option(text: str) -> Callable[..., Any]:
     default=None,
     help="Only report the calls that this rule would deny; or deny them. Default: as the rule does already, else deny.",
 )
-@click.argument("limits", nargs=-1, metavar="[LIMIT]...")
-def set_(
-    settings: Settings, limits: tuple[str, ...], name: str | None, observe: bool | None, count: str | None,
-    concurrent: str | None, wait: str | None, warn: str | None, cost: str | None, **selectors: Any,
-) -> None:  # fmt: skip
+@click.argument("limit", nargs=-1, metavar="[LIMIT]...")
+def set_(settings: Settings, **given: Any) -> None:
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or per session, such as 200/session, or deny, or
@@ -93,20 +93,11 @@ def set_(
       mcpguard policy set --user '*' --count cost 100/1h
       mcpguard policy set --tool generate_report --cost 20
     """
-    table = _rule_table(selectors)
-    given = {
-        "limit": limits[0] if len(limits) == 1 else list(limits) or None,
-        "count": count,
-        "concurrent": _number(concurrent),
-        "wait": wait,
-        "warn": warn,
-        "name": name,
-    }
-    table |= {key: value for key, value in given.items() if value is not None} | _mode(observe)
-    if cost is not None:
-        _set_cost(table | {"cost": _number(cost)}, settings)
+    table = _table(given)
+    if "cost" in table:
+        _set_cost(table, settings)
         return
-    if not limits and concurrent is None:
+    if not table.keys() & {"limit", "concurrent"}:
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     _parsed(parse_rule, table)
     edit = put(settings.policy, table)
@@ -141,11 +132,6 @@ def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -
         command = shlex.join(["mcpguard", "policy", "set", *policy_option, *each.setting])
         drop = unset_command(policy, at, policy_option=policy_option)
         yield f"rule {at + 1} counts all users together; to count each user separately: {command}; then drop this rule: {drop}"
-
-
-def _number(text: str | None) -> int | str | None:
-    """An option's value: a number if it is one."""
-    return int(text) if text is not None and len(text) <= 20 and text.isascii() and text.isdecimal() else text
 
 
 def _set_cost(table: dict[str, Any], settings: Settings) -> None:
@@ -204,11 +190,10 @@ def unset(
     """
     if [count is not None, concurrent, cost].count(True) > 1:
         raise UsageError("--count, --concurrent and --cost exclude each other", "give only one of them")
-    table = _rule_table(selectors)
     if cost:
-        _unset_cost(table | {"cost": 1} | _mode(observe), settings)
+        _unset_cost(_table(selectors | {"cost": "1", "observe": observe}), settings)
         return
-    rule = _parsed(parse_rule, table | {"limit": "unlimited"})
+    rule = _parsed(parse_rule, _table(selectors | {"limit": ("unlimited",)}))
     part: Counts | None = "concurrent" if concurrent else count
     found = take_out(settings.policy, rule, named=settings.policy_named, part=part, observe=observe)
     if found is None:
@@ -285,24 +270,22 @@ def _what_changed(edit: PolicyEdit) -> str:
     return f"changed rule {at + 1}{f' (it was {series(was)})' if was else ''}"
 
 
-def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
-    """The TOML table of a rule without its limit.
-
-    Args:
-        selectors: The values of `_rule_options` except `--policy`.
-    """
-    per = selectors.pop("per")
-    table = {key: value for key, value in selectors.items() if value is not None and value != ()}
-    for key in table.keys() & {"role", "scope"}:
-        table[key] = table[key][0] if len(table[key]) == 1 else list(table[key])
-    if per is not None:
-        table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
-    return table
+def _table(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The TOML table of a rule or of a cost with the values of these options. Selectors come first."""
+    in_order = sorted(given, key=lambda key: _AFTER_SELECTORS.index(key) if key in _AFTER_SELECTORS else -1)
+    return {"mode" if key == "observe" else key: _value(key, given[key]) for key in in_order if given[key] not in (None, ())}
 
 
-def _mode(observe: bool | None) -> dict[str, str]:
-    """What `--observe/--enforce` adds to the table of a rule."""
-    return {} if observe is None else {"mode": "observe" if observe else "enforce"}
+def _value(key: str, given: Any) -> Any:
+    """The value of an option in a TOML table."""
+    if isinstance(given, tuple):
+        return given[0] if len(given) == 1 else list(given)
+    if key == "observe":
+        return "observe" if given else "enforce"
+    if key == "per":
+        return [] if given.strip() == "none" else [axis.strip() for axis in given.split(",")]
+    is_number = key in {"concurrent", "cost"} and len(given) <= 20 and given.isascii() and given.isdecimal()
+    return int(given) if is_number else given
 
 
 def _parsed(parse: Callable[..., _T], table: dict[str, Any]) -> _T:
