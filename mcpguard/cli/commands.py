@@ -126,7 +126,7 @@ def give_way() -> None:
         "policy": ("commands:policy", "show, check, explain and edit limits"),
         "audit": ("commands:audit", "read the audit log"),
         "usage": ("usage:usage", "show how full each counter is"),
-        "reset": ("reset:reset", "empty counters"),
+        "reset": ("usage:reset", "empty counters"),
         "doctor": ("doctor:doctor", "check this installation, and a server behind it"),
         "whoami": ("doctor:whoami", "show which user and agent a server would have, and why"),
         "hook": ("run:hook", "tell a client's subagents apart"),
@@ -185,7 +185,7 @@ def policy() -> None:
     parts={
         "export": ("audit.export:export", "Write rows for other programs."),
         "prune": ("audit:prune", "Delete old rows."),
-        "report": ("audit.report:report", "Write an HTML page about a period."),
+        "report": ("audit.stats:report", "Write an HTML page about a period."),
         "show": ("audit.show:show", "Explain one row."),
         "stats": ("audit.stats:stats", "Count calls by user, tool or hour."),
         "tail": ("audit.tail:tail", "Show the newest rows."),

@@ -17,8 +17,7 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli.clients import entry_options, named_clients
 from mcpguard.cli.commands import Command
-from mcpguard.cli.names import files
-from mcpguard.cli.options import json_option
+from mcpguard.cli.options import files, json_option
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity

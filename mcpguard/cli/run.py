@@ -10,7 +10,7 @@ import click
 from mcpguard import run_options
 from mcpguard.cli import start
 from mcpguard.cli.commands import Command, CommandGroup
-from mcpguard.cli.names import files, seen
+from mcpguard.cli.options import files, seen
 from mcpguard.errors import UsageError
 from mcpguard.hook.run import run as run_hook
 from mcpguard.run_options import HOOK_CLIENTS, HOOK_OPTIONS, OPTIONS, Option

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.cli.reset import used_text
-from mcpguard.cli.usage import counter_text
+from mcpguard.cli.usage import counter_text, used_text
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.stores.api import CounterUse

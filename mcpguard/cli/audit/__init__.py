@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from mcpguard.cli.commands import Command, give_way
-from mcpguard.cli.names import files
-from mcpguard.cli.options import require_terminal, time_us, with_settings, yes_option
+from mcpguard.cli.options import files, require_terminal, time_us, with_settings, yes_option
 from mcpguard.cli.present import confirm, echo
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus, McpguardError, UsageError

@@ -11,8 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.commands import Command
-from mcpguard.cli.names import files, unseen
-from mcpguard.cli.options import json_option, name_option, policy_option, store_option
+from mcpguard.cli.options import files, json_option, name_option, policy_option, store_option, unseen
 from mcpguard.cli.policy.show import named, print_source, rule_as_json, source_as_json
 from mcpguard.cli.present import echo_json, paragraph, print_table, warn
 from mcpguard.cli.usage import counter_text

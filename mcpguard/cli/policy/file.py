@@ -10,8 +10,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.commands import Command
-from mcpguard.cli.names import files
-from mcpguard.cli.options import json_option, policy_option, with_settings
+from mcpguard.cli.options import files, json_option, policy_option, with_settings
 from mcpguard.cli.policy.show import counted
 from mcpguard.cli.present import can_ask, confirm, echo, echo_json, error_lines, warn
 from mcpguard.clients.coverage import missing_hooks

@@ -7,8 +7,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from mcpguard.cli.commands import Command
-from mcpguard.cli.names import unseen, words
-from mcpguard.cli.options import all_of, name_option, policy_words, with_settings
+from mcpguard.cli.options import all_of, name_option, policy_words, unseen, with_settings, words
 from mcpguard.cli.policy.show import NO_RULES
 from mcpguard.cli.present import echo, warn
 from mcpguard.clients.coverage import missing_hooks

@@ -12,8 +12,7 @@ from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli.clients import entry_options
 from mcpguard.cli.commands import Command
-from mcpguard.cli.names import files
-from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.options import files, json_option, policy_option, store_option
 from mcpguard.cli.present import coloured_diff, echo, echo_json
 from mcpguard.config import span_us
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
