@@ -94,10 +94,7 @@ def plan_servers(
                     plan.servers.add(entry.name)
                     if entry.name not in done and (not servers or entry.name in servers):
                         with plan.noting_faults(source.file):
-                            if launcher and bridge and entry.kind == "remote":
-                                outcomes.append(bridged(plan, source, entry, launcher))
-                            else:
-                                outcomes.append(_outcome(plan, source, entry, launcher))
+                            outcomes.append(_outcome(plan, source, entry, launcher, bridge=bridge))
         _edit(plan, outcomes)
 
 
@@ -119,9 +116,10 @@ def _edit(plan: ChangePlan, outcomes: Sequence[EntryOutcome]) -> None:
             plan.note(record_of(one.source, one.server), holds=bool(one.edit.guard and one.edit.drop_empty_args))
 
 
-def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher | None) -> EntryOutcome:
+def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher | None, *, bridge: bool) -> EntryOutcome:
     if entry.guard is None and launcher:
-        return _guarded(plan, source, entry, launcher)
+        of_kind = bridged if bridge and entry.kind == "remote" else _guarded
+        return of_kind(plan, source, entry, launcher)
     if entry.guard is None:
         starts = entry.starts_mcpguard
         return EntryOutcome(source, entry, "leave" if starts else "keep", OWN_COMMAND if starts else "")

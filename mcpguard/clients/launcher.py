@@ -129,16 +129,11 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
 
 def own_program(environ: Mapping[str, str]) -> Path | None:
     """The path of this mcpguard that outlives upgrades; None if it is not installed as a program."""
-    script = _script()
-    return stable(script, environ) if script else None
-
-
-def _script() -> Path | None:
-    """This environment's program."""
     folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent]
     if os.path.dirname(sys.argv[0]):  # noqa: PTH120 - not `-c`: the working folder may be somebody else's
         folders.append(Path(sys.argv[0]).absolute().parent)
-    return next((folder / PROGRAM for folder in folders if (folder / PROGRAM).is_file()), None)
+    script = next((folder / PROGRAM for folder in folders if (folder / PROGRAM).is_file()), None)
+    return stable(script, environ) if script else None
 
 
 def stable(script: Path, environ: Mapping[str, str]) -> Path:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
@@ -25,6 +25,7 @@ from mcpguard.clients.hooks import plan_hooks
 from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
 from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome
+from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
 from mcpguard.documents.document import Dialect, Splice, is_blank, quoted, spliced
 from mcpguard.documents.document import read as parsed
@@ -36,7 +37,6 @@ from mcpguard.policy.model import Policy
 from mcpguard.text.printing import printable
 from mcpguard.text.redaction import MASK, masked_output, masked_words, redacted
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _DONE: Final = {
     "guard": "guarded",
     "unguard": "no longer guarded",
@@ -46,7 +46,7 @@ _DONE: Final = {
 """What was done with a server, by the action of its outcome."""
 
 
-def _change_options(hook: str) -> Callable[[_F], _F]:
+def _change_options(hook: str) -> Callable[..., Any]:
     """The arguments of both commands. `hook` is the help of `--hook`."""
     server = "Only the server with this name. May be repeated."
     return all_of(
@@ -98,7 +98,7 @@ def install(**given: Any) -> int:
     start = launcher(os.environ)
     settings = config.load(os.environ)
     _ = settings.address, configured_identity(settings, "server")  # raise what the servers would fail with
-    return _change(**given, start=start, fail_closed=settings.on_unavailable == "deny")
+    return _change(settings, start, **given)
 
 
 @click.command("uninstall", Command)
@@ -114,26 +114,26 @@ def uninstall(**given: Any) -> int:
       mcpguard uninstall --dry-run
       mcpguard uninstall cursor --server crm
     """
-    return _change(**given, start=None)
+    return _change(None, None, **given)
 
 
 def _change(
-    clients: Sequence[str], servers: Sequence[str], project: str | None, *, hook: bool, dry_run: bool, yes: bool,
-    start: Launcher | None, bridge: bool = False, enforce: bool = False, fail_closed: bool = False,
+    settings: Settings | None, start: Launcher | None, *, clients: Sequence[str], servers: Sequence[str], project: str | None,
+    hook: bool, dry_run: bool, yes: bool, bridge: bool = False, enforce: bool = False,
 ) -> int:  # fmt: skip
     """Plan the changes of both commands, show them, ask, change the files, and print what was done.
 
     Args:
+        settings: The settings of this machine; None for `uninstall`.
+        start: What starts mcpguard; None for `uninstall`.
         clients: The keys of the clients; empty for all that are found.
         servers: The names of the servers; empty for all.
         project: The folder of `--project`.
         hook: Whether to change the hooks, too.
         dry_run: Only show the changes.
         yes: Do not ask.
-        start: What starts mcpguard; None for `uninstall`.
         bridge: Whether to guard remote servers, too.
         enforce: Whether the hooks are to decide calls.
-        fail_closed: Whether calls are denied while the store is away.
     """
     wanted, machine, folder = named_clients(clients), Machine.this(), project_folder(project)
     found = sources(machine, wanted, folder)
@@ -147,6 +147,7 @@ def _change(
     if hook or enforce or not (start or servers):
         have = {outcome.source.client for outcome in plan.outcomes}
         with_hook = [client for client in (present if start else wanted) if not servers or client in have]
+        fail_closed = settings is not None and settings.on_unavailable == "deny"
         plan_hooks(plan, with_hook, folder, start, decide=enforce, fail_closed=fail_closed)
     faults = [*plan.faults, *_unknown_servers(servers, plan)]
     absent = [client for client in wanted if client not in present] if clients else []
@@ -159,10 +160,9 @@ def _change(
             faults.append(FileFault(f"no file of a client is found{where}", hint))
         for warning in (*start.warnings, *short_path_warnings(plan)) if plan.changes else ():
             warn(warning)
-    kept = "guarded already" if start else "not guarded"
-    status = _carry_out(plan, faults, [] if start else missing, kept, dry_run=dry_run, yes=yes)
-    if start and not (hook or enforce):
-        _warn_of_missing_hooks(present)
+    status = _carry_out(plan, faults, [] if start else missing, dry_run=dry_run, yes=yes)
+    if settings and not (hook or enforce):
+        _warn_of_missing_hooks(settings, present)
     return status
 
 
@@ -191,9 +191,8 @@ def _unknown_servers(servers: Iterable[str], plan: ChangePlan) -> Iterator[FileF
             yield FileFault(f"{server}: not changed: {outcomes[0].detail}")
 
 
-def _warn_of_missing_hooks(clients: Sequence[Client]) -> None:
+def _warn_of_missing_hooks(settings: Settings, clients: Sequence[Client]) -> None:
     """Warn of the policy's rules for subagents of clients that have no hook."""
-    settings = config.load(os.environ)
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     if isinstance(policy, Policy):
         for warning in missing_hooks(policy, clients).values():
@@ -201,7 +200,7 @@ def _warn_of_missing_hooks(clients: Sequence[Client]) -> None:
 
 
 def _carry_out(
-    plan: ChangePlan, faults: Sequence[McpguardError], absent: Sequence[FileFault], kept: str, *, dry_run: bool, yes: bool
+    plan: ChangePlan, faults: Sequence[McpguardError], absent: Sequence[FileFault], *, dry_run: bool, yes: bool
 ) -> int:
     """Show a plan, ask, change the files, and print what was done; return the exit status.
 
@@ -209,7 +208,6 @@ def _carry_out(
         plan: The plan.
         faults: What cannot be done.
         absent: What need not be done, since there is no file.
-        kept: What holds for a server that needs no change.
         dry_run: Only show the changes.
         yes: Do not ask.
     """
@@ -225,7 +223,7 @@ def _carry_out(
     if not (plan.outcomes or plan.hooks or absent or status):
         click.echo(NO_SERVERS)
     failed = plan.apply() if changes else []
-    _report(plan, kept)
+    _report(plan)
     return max(status, _complain(failed))
 
 
@@ -249,13 +247,8 @@ def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
     return confirm(f"Change {printable(what)}?")
 
 
-def _report(plan: ChangePlan, kept: str) -> None:
-    """Print which servers of each file were changed, which were not, and why; then what is done about hooks, and in clients.
-
-    Args:
-        plan: The plan, which was carried out.
-        kept: What holds for a server that needs no change.
-    """
+def _report(plan: ChangePlan) -> None:
+    """Print which servers of each file were changed, which were not, and why; then what is done about hooks, and in clients."""
     places: dict[str, list[EntryOutcome]] = {}
     for outcome in plan.outcomes:
         places.setdefault(outcome.source.place, []).append(outcome)
@@ -263,6 +256,7 @@ def _report(plan: ChangePlan, kept: str) -> None:
         echo(place)
         for outcome in outcomes:
             detail = f" ({outcome.detail})" if outcome.detail else ""
+            kept = "guarded already" if outcome.entry.guard else "not guarded"
             paragraph(f"  {outcome.server}: {_DONE.get(outcome.action, kept)}{detail}")
     for hook in plan.hooks:
         paragraph(f"{hook.place.client.title}, {hook.place.file}: {hook.text}")

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,20 +42,21 @@ _COLUMNS: Final = (
 )
 
 
-def _require_names(given: Iterable[tuple[str, str | None]]) -> None:
+def _require_names(**given: str | tuple[str, ...] | None) -> None:
     """Refuse patterns: a call has one user, not a pattern of users.
 
     Args:
-        given: Options and their values; None if the option is not given.
+        given: The values of options; None for an option that is not given.
 
     Raises:
         UsageError: A value is empty or a pattern.
     """
-    for option, value in given:
-        if value == "":
-            raise UsageError(f"{option} is empty", f"give a name{'' if option == '--tool' else ', or leave the option out'}")
-        if value is not None and "*" in value:
-            raise UsageError(f"{option}: {value!r} is a pattern", "give an exact name: only rules have patterns")
+    for key, values in given.items():
+        for value in values if isinstance(values, tuple) else (values,):
+            if value == "":
+                raise UsageError(f"--{key} is empty", f"give a name{'' if key == 'tool' else ', or leave the option out'}")
+            if value is not None and "*" in value:
+                raise UsageError(f"--{key}: {value!r} is a pattern", "give an exact name: only rules have patterns")
 
 
 def _arguments_of(text: str | None) -> dict[str, object] | None:
@@ -259,8 +260,7 @@ def explain(
     """
     if token is not None and user is not None:
         raise UsageError("--user and --token both name the user", "give only one of them")
-    given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server), ("--session", session)]
-    _require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    _require_names(user=user, agent=agent, tool=tool, server=server, session=session, role=role, scope=scope)
     if agent:
         parse_agent(agent, where="--agent")
     given_arguments = _arguments_of(arguments)
