@@ -17,7 +17,7 @@ from mcpguard.text.times import SPAN, seconds_of
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
     from pathlib import Path
 
-    from mcpguard.alerts.way import Way
+    from mcpguard.alerts import Way
     from mcpguard.identity.jwt_settings import JwtSettings
     from mcpguard.stores.api import Address, Options, Readable, Store
 
@@ -348,7 +348,7 @@ def _read(file: str, state: str, *, where: str) -> dict[str, object]:
             elif jwt is None:
                 found |= _setting(key, SETTINGS[name][key], value, f"{place}{key}")
         if name in LISTED:
-            from mcpguard.alerts.way import way
+            from mcpguard.alerts import way
 
             ways.append(way(found, EVENTS, place.rstrip(": ")))
         else:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from mcpguard.config import Settings
 from mcpguard.errors import ConfigError
 from mcpguard.identity.account import account_name
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity, parse_agent
+from mcpguard.identity.caller import Agent, Identity, parse_agent
 from mcpguard.identity.client_agents import claude_session, claude_tier, told_session
 from mcpguard.light_typing import Final
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import Unauthenticated
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
+from mcpguard.identity.caller import Agent, Identity
 from mcpguard.session.audit import DECISIONS, Outcome
 from mcpguard.session.verdict import Verdict
 from tests.build import WALL_US, Talk, call_line

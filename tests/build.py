@@ -10,8 +10,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from mcpguard.errors import PolicyError, Unauthenticated
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
+from mcpguard.identity.caller import Agent, Identity
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Policy

@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from mcpguard.limiter.waiting import MAX_WAITING
 from mcpguard.policy.schema import policy_schema
 from mcpguard.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
-from mcpguard.session.held_calls import LOOK_US
+from mcpguard.session.held_calls import LOOK_US, MAX_WAITING
 from tests.build import Talk, call_line
 from tests.pages import DOCS, block, chapter
 

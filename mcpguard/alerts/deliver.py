@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from mcpguard.alerts.way import Way
+from mcpguard.alerts import Way
 from mcpguard.light_typing import Final
 from mcpguard.system_programs import output_of, system_program
 

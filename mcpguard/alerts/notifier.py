@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from mcpguard.alerts import Way
 from mcpguard.alerts.events import Event, Record, admit
-from mcpguard.alerts.way import Way
 from mcpguard.light_typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from mcpguard.cli.options import files, json_option
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
-from mcpguard.doctor.check import Check
+from mcpguard.doctor import Check
 from mcpguard.doctor.checkup import checkup
 from mcpguard.errors import ConfigError, ExitStatus, PolicyError, UsageError
 from mcpguard.identity.caller import Identity

@@ -21,7 +21,7 @@ from mcpguard import config
 from mcpguard.cli.present import can_ask
 from mcpguard.config import Settings
 from mcpguard.errors import ConfigError, UsageError, closest_word
-from mcpguard.identity.agent import Agent, agent_matches
+from mcpguard.identity.caller import Agent, agent_matches
 from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.model import AXES
 from mcpguard.session.audit import DECISIONS, OUTCOMES

@@ -28,8 +28,7 @@ from mcpguard.clients.guards import Guards, NamedGuard
 from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.documents.document import Dialect
 from mcpguard.errors import ConfigError
-from mcpguard.identity.agent import DEFAULT, Agent
-from mcpguard.identity.caller import CODEX
+from mcpguard.identity.caller import CODEX, DEFAULT_AGENT, Agent
 from mcpguard.identity.client_agents import HOOKS, SUBAGENT
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.policy.explain import series
@@ -201,12 +200,12 @@ def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> dict
 
 def _selects_subagents(agent: Agent) -> bool:
     """Whether an agent pattern matches subagents, and not every agent of its client."""
-    return glob(agent.tier, SUBAGENT) and not (glob(agent.tier, DEFAULT.tier) and glob(agent.name, DEFAULT.name))
+    return glob(agent.tier, SUBAGENT) and not (glob(agent.tier, DEFAULT_AGENT.tier) and glob(agent.name, DEFAULT_AGENT.name))
 
 
 def _needs_hook(agent: Agent, client: str) -> bool:
     """Whether an agent pattern matches the client's subagents only with its hook. Codex tells their tier without it."""
-    return glob(agent.client, client) and not (client == CODEX and glob(agent.name, DEFAULT.name))
+    return glob(agent.client, client) and not (client == CODEX and glob(agent.name, DEFAULT_AGENT.name))
 
 
 def _without_hook(found: Iterable[Client] | None) -> list[Client]:

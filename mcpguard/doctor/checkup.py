@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 import mcpguard
 from mcpguard import __version__, config
+from mcpguard.alerts import Way
 from mcpguard.alerts.deliver import desktop
 from mcpguard.alerts.events import Event
 from mcpguard.alerts.notifier import result, start
-from mcpguard.alerts.way import Way
 from mcpguard.clients.coverage import missing_hooks
 from mcpguard.clients.discovery import Machine
 from mcpguard.clients.guards import version_of
 from mcpguard.clients.launcher import PROGRAM, is_same
 from mcpguard.config import Settings, place
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity, configured_tier, used_tiers
-from mcpguard.doctor import clients, store
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good
+from mcpguard.doctor import Check, advice, clients, failed, failed_by, good, store
 from mcpguard.errors import ConfigError, PolicyError
 from mcpguard.files import changeable, exposed
 from mcpguard.identity.caller import Identity

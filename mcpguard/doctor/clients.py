@@ -13,7 +13,7 @@ from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards, NamedGuard
 from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.clients.launcher import is_same
-from mcpguard.doctor.check import Check, advice, failed, good
+from mcpguard.doctor import Check, advice, failed, good
 from mcpguard.errors import UsageError
 from mcpguard.light_typing import Final
 from mcpguard.text.redaction import masked_words

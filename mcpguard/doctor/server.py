@@ -18,7 +18,7 @@ from mcp.types import Tool, ToolAnnotations
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.doctor.check import Check, failed_by, good
+from mcpguard.doctor import Check, failed_by, good
 from mcpguard.errors import CommandError, McpguardError, PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.server_name import server_name

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import PATIENCE_MS, Settings
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good, size
+from mcpguard.doctor import Check, advice, failed, failed_by, good, size
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import AuditReader

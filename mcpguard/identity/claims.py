@@ -6,8 +6,7 @@
 from collections.abc import Iterator, Mapping
 
 from mcpguard.errors import Unauthenticated
-from mcpguard.identity.agent import Agent, escape_part
-from mcpguard.identity.caller import Identity
+from mcpguard.identity.caller import Agent, Identity, escape_part
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.text.times import rfc3339
 

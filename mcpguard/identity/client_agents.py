@@ -17,8 +17,7 @@ they gave their hooks and sent in calls, see `tests/recorded_hooks`.
 
 from collections.abc import Iterable, Mapping
 
-from mcpguard.identity.agent import DEFAULT, Agent, escape_part
-from mcpguard.identity.caller import CLAUDE_CODE, CODEX
+from mcpguard.identity.caller import CLAUDE_CODE, CODEX, DEFAULT_AGENT, Agent, escape_part
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.text.digest import blake2b, cut
 from mcpguard.wire import meta
@@ -171,9 +170,9 @@ def hook_session(hook_input: Mapping[str, object]) -> str:
 def noted_agent(hook: AgentHook, hook_input: Mapping[str, object]) -> str:
     """The agent in a hook's input as `client::tier::name`, with an empty tier if it is not told; empty for the main agent."""
     kind = hook_input.get(hook.agent_type)
-    name = cut(escape_part(storable(kind))) if isinstance(kind, str) and kind else DEFAULT.name
+    name = cut(escape_part(storable(kind))) if isinstance(kind, str) and kind else DEFAULT_AGENT.name
     tier = SUBAGENT if hook_input.get(hook.agent_id) else ""
-    return "" if not tier and name == DEFAULT.name else str(Agent(hook.client, tier, name))
+    return "" if not tier and name == DEFAULT_AGENT.name else str(Agent(hook.client, tier, name))
 
 
 def meta_with_id(hook_input: Mapping[str, object], one: str) -> dict[str, object] | None:

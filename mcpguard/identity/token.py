@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jwt
 
 from mcpguard.errors import Unauthenticated
-from mcpguard.followed_file import FollowedFile
+from mcpguard.files import FollowedFile
 from mcpguard.identity import claims
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Claims

@@ -6,8 +6,7 @@ import os
 import sys
 
 from mcpguard.errors import PolicyError
-from mcpguard.files import StrPath, open_private, private_folder, read_at_once
-from mcpguard.followed_file import FollowedFile
+from mcpguard.files import FollowedFile, StrPath, open_private, private_folder, read_at_once
 from mcpguard.light_typing import Any, Final
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import STARTER, parse, tables_of, text_of, unreadable

@@ -4,8 +4,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from mcpguard.identity.agent import TIERS
-from mcpguard.identity.caller import known_client
+from mcpguard.identity.caller import TIERS, known_client
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.limiter.sliding import grain

@@ -8,7 +8,7 @@ A rule with limits and with a cap on calls in flight has two parts, which are ov
 
 from collections.abc import Collection, Mapping, Sequence
 
-from mcpguard.identity.agent import Agent, agent_matches
+from mcpguard.identity.caller import Agent, agent_matches
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION, Counter, Label, Plan, Reported, counter_id
 from mcpguard.limiter.sliding import Counts, Limit

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 
-from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Agent
 from mcpguard.light_typing import Final, Literal, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.policy.lint import superfluous

@@ -7,8 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from mcpguard.errors import closest_word
-from mcpguard.identity.agent import Agent, nearest
-from mcpguard.identity.caller import KNOWN_CLIENTS, known_client
+from mcpguard.identity.caller import KNOWN_CLIENTS, Agent, known_client, nearest
 from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.model import PER, SELECTORS, Rate

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import McpguardError
-from mcpguard.files import is_there, no_temporary_folder, place_to_make, private_folder, read_at_once
-from mcpguard.followed_file import FollowedFile
+from mcpguard.files import FollowedFile, is_there, no_temporary_folder, place_to_make, private_folder, read_at_once
 from mcpguard.identity.account import state_folder
 from mcpguard.locks import FileLock, lock_file
 from mcpguard.policy.model import Policy

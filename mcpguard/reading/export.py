@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
 
 from mcpguard import __version__
-from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Agent
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.session.audit import FAILED, MEMBERS, record
 from mcpguard.session.verdict import REFUSED

@@ -13,7 +13,7 @@ from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.session.audit import ERRORS, members
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Group, Tally
-from mcpguard.stores.tally import unit_us
+from mcpguard.stores.rows import unit_us
 
 KEYS: Final = ("user", "agent", "tool", "server", "axis", "decision", "outcome", "hour")
 """What calls can be counted by."""

@@ -34,7 +34,7 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
-from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Agent
 from mcpguard.light_typing import Any, Final
 from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 
 from mcpguard.errors import PolicyError
-from mcpguard.identity.agent import agent_matches
+from mcpguard.identity.caller import agent_matches
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import label_parts
 from mcpguard.limiter.sliding import Counts, State

@@ -11,8 +11,7 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.session.machine import MAX_OUTCOMES, Session
 from mcpguard.stores.api import CallStore
-from mcpguard.stores.clock import wall_us
-from mcpguard.stores.pauses import GIVE_WAY_S, PAUSE_S, QUIET_S
+from mcpguard.stores.clock import GIVE_WAY_S, PAUSE_S, QUIET_S, wall_us
 
 HANDFUL_BYTES: Final = 1024
 """How much of the server's output is read at once, because a call may wait for that: about 8 small answers. A 32nd of what is

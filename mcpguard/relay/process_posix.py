@@ -1,4 +1,10 @@
-"""The server's process on POSIX: started before anything slow is loaded, and ended with all processes that it started."""
+"""The server's process on POSIX: started before anything slow is loaded, and ended with all processes that it started.
+
+On Linux it also ends strays: processes outside of the server's group. `setsid` takes a process out of the group that signals
+go to. `/proc` shows such a process as a descendant while its parent lives, or as a holder of the server's pipes while its stdin
+or stdout is one of them. A daemon, which is neither, is not found. As a child subreaper mcpguard would find daemons too, but it
+would become the parent of orphans, and some servers rely on process 1 becoming their parent: they exit then.
+"""
 
 import sys
 
@@ -9,12 +15,12 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Collection, Mapping, Sequence
 
 from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
-from mcpguard.files import close
-from mcpguard.light_typing import Any, Final
-from mcpguard.relay import strays
+from mcpguard.files import close, read_at_once
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.relay.readiness import ServerInput
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -53,8 +59,8 @@ class ServerProcess:
         self.stdout = stdout
         self.status: int | None = None
         self.was_killed = False
-        self._pipes = {strays.pipe_of(stdin), strays.pipe_of(stdout)}
-        self._strays: set[strays.Process] = set()
+        self._pipes = {pipe_of(stdin), pipe_of(stdout)}
+        self._strays: set[Stray] = set()
         self._watchdog = 0  # the shell
 
     def confirm(self) -> None:
@@ -125,10 +131,10 @@ class ServerProcess:
         be found as descendants once their parent is dead.
         """
         if sys.platform == "linux":
-            self._strays |= strays.find(self.pid, self._pipes)
+            self._strays |= strays(self.pid, self._pipes)
         self._to_group(number)
         for process in self._strays:
-            strays.send(process, number)
+            send(process, number)
 
     def pass_on(self, number: int) -> None:
         """Send it a signal that mcpguard got. Its group gets it, too, if it is one that a terminal sends to a whole group."""
@@ -254,3 +260,88 @@ def _prctl(option: int, value: int) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(*arguments)
+
+
+_PROC: Final = "/proc"
+_STAT_BYTES: Final = 1024
+_PARENT, _GROUP, _STARTED = 1, 2, 19
+"""The places of the parent's pid, the group and the start time in what `_stat` returns."""
+
+
+class Stray(NamedTuple):
+    """A process; the start time distinguishes it from a later one with the same pid.
+
+    Attributes:
+        pid: Its pid.
+        started: When it was started, in ticks since the system started.
+    """
+
+    pid: int
+    started: bytes
+
+
+def pipe_of(fd: int) -> str | None:
+    """The name in `/proc` of the pipe that a descriptor is an end of; None if it is not a pipe."""
+    found = os.fstat(fd)
+    return f"pipe:[{found.st_ino}]" if stat.S_ISFIFO(found.st_mode) else None
+
+
+def strays(leader: int, pipes: Collection[str | None]) -> set[Stray]:
+    """The processes of a server that are not in its group.
+
+    Args:
+        leader: The server's pid, which is also the number of its group.
+        pipes: Its stdin and stdout, as `pipe_of` names them.
+    """
+    processes: dict[int, Stray] = {}
+    children: dict[int, list[int]] = {}
+    group = {leader}
+    for pid in _pids():
+        if (fields := _stat(pid)) is None:
+            continue
+        processes[pid] = Stray(pid, fields[_STARTED])
+        children.setdefault(int(fields[_PARENT]), []).append(pid)
+        if int(fields[_GROUP]) == leader:
+            group.add(pid)
+    holders = {pid for pid in processes if any(_link(f"{_PROC}/{pid}/fd/{fd}") in pipes for fd in (0, 1))}
+    found = group | (holders - {os.getpid()})
+    parents = list(found)
+    while parents:
+        for child in children.get(parents.pop(), ()):
+            if child not in found:
+                found.add(child)
+                parents.append(child)
+    return {processes[pid] for pid in found - group}
+
+
+def send(process: Stray, number: int) -> None:
+    """Send a signal to a process if it still runs and the system permits it."""
+    fields = _stat(process.pid)
+    if fields is not None and fields[_STARTED] == process.started:
+        with contextlib.suppress(OSError):
+            os.kill(process.pid, number)
+
+
+def _link(path: str) -> str:
+    """The target of a link, which is not opened; empty if it may not be read."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _pids() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of `/proc/PID/stat` after the name, which may contain anything; None if the process has ended."""
+    try:
+        text = read_at_once(f"{_PROC}/{pid}/stat", _STAT_BYTES)
+    except OSError:
+        return None
+    fields = text.rpartition(b")")[2].split()
+    return fields if len(fields) > _STARTED else None

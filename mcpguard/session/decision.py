@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Plan
-from mcpguard.limiter.sliding import Decision, Limit, State, charge, live
-from mcpguard.limiter.waiting import is_held
+from mcpguard.limiter.sliding import Decision, Limit, State, charge, is_held, live
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 
 _NOTHING: Final = Decision(False, (), (), ())

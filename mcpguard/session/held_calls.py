@@ -5,12 +5,18 @@ from collections.abc import Iterable, Iterator
 from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Plan
-from mcpguard.limiter.waiting import MAX_WAITING, MAX_WAITING_BYTES, wait_in_queue_us
-from mcpguard.session.retries import FreeRetries
+from mcpguard.limiter.sliding import wait_in_queue_us
+from mcpguard.session.in_flight import FreeRetries
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.printing import compact
 from mcpguard.wire import meta
 from mcpguard.wire.frames import id_text
+
+MAX_WAITING: Final = 64
+"""How many calls a wrapper holds. Further calls are denied at once."""
+
+MAX_WAITING_BYTES: Final = 16 * 1024 * 1024
+"""If the calls that a wrapper holds are longer together, further calls are denied at once, too: they are kept in memory."""
 
 LOOK_US: Final = 50_000
 """How often a call that waits for calls in flight is decided anew: a place that another process frees is not announced."""

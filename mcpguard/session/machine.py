@@ -57,9 +57,8 @@ from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
 from mcpguard.session.decision_requests import DecisionRequests, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
-from mcpguard.session.in_flight import InFlight, RequestsInFlight
+from mcpguard.session.in_flight import FreeRetries, InFlight, RequestsInFlight
 from mcpguard.session.journal import Journal
-from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending, Verdict
 from mcpguard.wire import frames
 from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal, id_key

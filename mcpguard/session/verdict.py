@@ -22,7 +22,7 @@ Decided = Literal[
     "allowed_unavailable",
     "policy",
 ]
-"""The values of `decision` in an audit record. `held` is in no record: such a call is decided anew, see `limiter.waiting`."""
+"""The values of `decision` in an audit record. `held` is in no record: such a call is decided anew, see `sliding.is_held`."""
 
 FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued", "allowed_unavailable"})
 """The decisions after which a call is forwarded to the server."""

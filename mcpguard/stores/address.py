@@ -61,9 +61,9 @@ class SqliteAddress(NamedTuple):
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""
-        from mcpguard.stores.sqlite import notes
+        from mcpguard.stores.sqlite.call_log import leave_note
 
-        notes.leave_note(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
+        leave_note(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
 
 
 class RedisAddress(NamedTuple):

@@ -1,11 +1,13 @@
-"""How the rows of a store are read, page by page; and what is told of those that are lost or damaged."""
+"""How the rows of a store are read, page by page, and counted; and what is told of those that are lost or damaged."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.light_typing import Final
-from mcpguard.stores.api import AuditEntry, StoredRow, Tally, Wanted
+from mcpguard.session.audit import axis_of
+from mcpguard.stores.api import AuditEntry, Group, StoredRow, Tally, Wanted
 
 _NAMED_ROWS: Final = 100
 """How many damaged rows are named."""
@@ -32,8 +34,6 @@ class Pages(ABC):
 
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
-        from mcpguard.stores.tally import tally  # only commands need it
-
         return (tally(page, last_id) for page, last_id in self._pages(after, wanted))
 
 
@@ -68,3 +68,40 @@ class Losses:
         if len(self._told) <= _NAMED_ROWS:
             what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
             self.tell(f"row {row_id} of {self._where} {what}, and left out")
+
+
+HOUR_US: Final = 3600 * 1_000_000
+
+DIGITS: Final = 3
+"""How many digits of a duration are kept. The rest becomes zero, so half a unit of the last digit is at most 0.5 %."""
+
+
+def rounded_us(duration_us: int) -> int:
+    """A duration in µs, rounded down to `DIGITS` digits.
+
+    >>> rounded_us(999), rounded_us(1239), rounded_us(123_999)
+    (999, 1230, 123000)
+    """
+    unit = unit_us(duration_us)
+    return duration_us // unit * unit
+
+
+def unit_us(duration_us: int) -> int:
+    """The unit of the last digit that `rounded_us` keeps of a duration."""
+    return int(10 ** max(0, len(str(duration_us)) - DIGITS))
+
+
+def tally(rows: Iterable[StoredRow], last_id: int) -> Tally:
+    """Count rows.
+
+    Args:
+        rows: The rows.
+        last_id: The id of the last row that was looked at.
+    """
+    calls: defaultdict[Group, Counter[int | None]] = defaultdict(Counter)
+    for _, row, outcome, duration_us in rows:
+        group = Group(
+            row.context, axis_of(row.decision, row.reported, row.detail), row.decision, outcome, row.time_us // HOUR_US
+        )
+        calls[group][None if duration_us is None else rounded_us(duration_us)] += row.repeats or 1
+    return Tally(last_id, calls)

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from mcpguard.alerts import deliver
+from mcpguard.alerts import Way, deliver
 from mcpguard.alerts.deliver import desktop
 from mcpguard.alerts.notifier import Notifier
-from mcpguard.alerts.way import Way
 from tests.alerts.test_events import DENIED, GONE, WARNED
 from tests.alerts.webhook import Webhook, webhook
 from tests.end_to_end.host import DEADLINE_S, ROOT, until

@@ -12,7 +12,7 @@ from mcpguard.cli.audit import show
 from mcpguard.cli.usage import counter_text
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from mcpguard.reading.explaining_row import Shown, explain_row
+from mcpguard.reading.explaining import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
 from tests.build import WALL_US, Session, Time, identity

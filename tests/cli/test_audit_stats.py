@@ -49,7 +49,7 @@ def test_hours_are_in_their_order_and_calls_without_a_key_have_none() -> None:
 
 @pytest.mark.parametrize("us", [0, 7, 999, 1009, 123_456, 99_999_999])
 def test_percentiles_are_of_the_nearest_rank_and_exact_to_half_a_percent(us: int) -> None:
-    from mcpguard.stores.tally import rounded_us
+    from mcpguard.stores.rows import rounded_us
 
     durations: dict[int | None, int] = {rounded_us(us): 95, rounded_us(10**10): 5, None: 50}
     group = Group("{}", None, "allowed", "ok", 0)

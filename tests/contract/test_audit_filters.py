@@ -8,7 +8,7 @@ import pytest
 from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome, record
 from mcpguard.stores.api import DISORDER_US, AuditEntry, StoredRow, Tally, Wanted
-from mcpguard.stores.tally import HOUR_US, rounded_us
+from mcpguard.stores.rows import HOUR_US, rounded_us
 from tests.build import WALL_US, Session, call_line, identity
 from tests.contract.conftest import Place
 

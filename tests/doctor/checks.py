@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mcpguard.doctor.check import Check
+from mcpguard.doctor import Check
 from tests.cli.command import mcpguard
 
 

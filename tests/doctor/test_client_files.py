@@ -9,8 +9,7 @@ import pytest
 
 from mcpguard import __version__
 from mcpguard.clients.discovery import Machine
-from mcpguard.doctor import clients
-from mcpguard.doctor.check import Check
+from mcpguard.doctor import Check, clients
 from mcpguard.errors import installing
 from tests.cli.account import GONE, HOOK, PROGRAM
 from tests.clients.installations import hooks, impostor, installed, written

@@ -5,7 +5,7 @@ import pytest
 import mcpguard
 from mcpguard import __version__
 from mcpguard.clients.launcher import PROGRAM
-from mcpguard.doctor.check import Check
+from mcpguard.doctor import Check
 from mcpguard.doctor.checkup import found_on
 from tests.clients.installations import impostor, installed
 from tests.links import follows_links

@@ -240,6 +240,6 @@ def test_the_help_shows_settings_to_copy(home: Path, client: str, event: str, ma
 def test_it_loads_only_what_it_needs(home: Path) -> None:
     lines = ran(home, EXPLORE, "claude-code", PYTHONPROFILEIMPORTTIME="1").stderr.decode()
     loaded = {line.rpartition("|")[2].strip() for line in lines.splitlines()}
-    assert "mcpguard.stores.sqlite.notes" in loaded
+    assert "mcpguard.stores.sqlite.call_log" in loaded
     heavy = "mcp rich anyio asyncio tomli_w logging mcpguard.policy.model mcpguard.limiter.plan mcpguard.stores.sqlite.store"
     assert loaded.isdisjoint(heavy.split())

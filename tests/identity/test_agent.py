@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mcpguard.identity.agent import Agent, agent_matches, escape_part, nearest
+from mcpguard.identity.caller import Agent, agent_matches, escape_part, nearest
 
 texts = st.text("a:\\b", max_size=6)
 

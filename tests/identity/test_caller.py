@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.errors import ConfigError, ExitStatus
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity, known_client, parse_agent
+from mcpguard.identity.caller import Agent, Identity, known_client, parse_agent
 
 
 def agent(client: str | None = None, parts: Agent | None = None, **more: Any) -> tuple[str, str]:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
+from mcpguard.identity.caller import Agent, Identity
 from mcpguard.identity.claims import LEEWAY_S, Expected, claim_at, identity, problems, time_of
 
 NOW_S = 1_767_225_600

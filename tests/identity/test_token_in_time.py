@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard import followed_file
+from mcpguard import files
 from mcpguard.identity.keys import FILE_AGE_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, ProviderKeys
 from mcpguard.identity.token import TokenSource
 from tests.end_to_end.host import until
@@ -22,7 +22,7 @@ def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch:
     os.utime(wrapper.file, (1, 1))
     monkeypatch.setattr(time, "time_ns", lambda: (int(wrapper.now_s) + 1000) * 10**9)
     assert wrapper.polls() == "nothing new"
-    monkeypatch.setattr(followed_file, "read_at_once", None)
+    monkeypatch.setattr(files, "read_at_once", None)
     monkeypatch.setattr(TokenSource, "examine", None)
     assert wrapper.polls() == "nothing new"
 

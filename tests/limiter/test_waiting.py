@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.limiter.sliding import EMPTY, Limit, State, charge, decide
-from mcpguard.limiter.waiting import wait_in_queue_us
+from mcpguard.limiter.sliding import EMPTY, Limit, State, charge, decide, wait_in_queue_us
 
 WINDOW_US = 1000
 

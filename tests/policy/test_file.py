@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard import followed_file
+from mcpguard import files
 from mcpguard.errors import PolicyError
 from mcpguard.policy import file
 from mcpguard.policy.file import AT_ONCE_BYTES, PolicyFile
@@ -58,7 +58,7 @@ def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(path, monkeypatch)
     assert running.poll() is None
-    monkeypatch.setattr(followed_file, "read_at_once", None)
+    monkeypatch.setattr(files, "read_at_once", None)
     assert running.poll() is None
 
 
@@ -234,7 +234,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_read_later(path: Path, monke
         path.write_text(rule("22/1h"))
     settle(path, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr(followed_file, "read_at_once", refusing(errno.EMFILE))
+        patched.setattr(files, "read_at_once", refusing(errno.EMFILE))
         found = file.begin() if when == "at the start" else file.poll()
         assert isinstance(found, PolicyError)
         assert file.poll() is None  # it is reported once

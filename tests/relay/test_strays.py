@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.relay import strays
+from mcpguard.relay import process_posix
 from mcpguard.relay.process import ServerProcess
 from tests.build import raising
 from tests.relay.conftest import Start
@@ -51,36 +51,36 @@ def test_processes_that_left_the_servers_group_are_killed_with_the_server(start:
 
 def test_a_process_without_group_and_pipes_is_found_while_its_parent_lives(start: Start) -> None:
     child = up(start, LEAVES + REDIRECTS)
-    (process,) = strays.find(child.pid, set())
-    strays.send(process, signal.SIGKILL)
+    (process,) = process_posix.strays(child.pid, set())
+    process_posix.send(process, signal.SIGKILL)
 
 
 def test_only_processes_of_the_server_outside_of_its_group_are_strays(start: Start) -> None:
     child = up(start, "import os, signal; os.fork() and signal.pause();" + STAYS)
-    pipes = {strays.pipe_of(child.stdin.fd), strays.pipe_of(child.stdout)}
+    pipes = {process_posix.pipe_of(child.stdin.fd), process_posix.pipe_of(child.stdout)}
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
-        assert strays.find(child.pid, pipes) == set()
+        assert process_posix.strays(child.pid, pipes) == set()
         other.communicate(b"\n")
 
 
 def test_another_process_with_the_pid_of_a_stray_is_not_signalled(start: Start) -> None:
     child = up(start, LEAVES + STAYS)
-    (process,) = strays.find(child.pid, set())
-    strays.send(process._replace(started=b"1"), signal.SIGKILL)
-    assert strays.find(child.pid, set()) == {process}
+    (process,) = process_posix.strays(child.pid, set())
+    process_posix.send(process._replace(started=b"1"), signal.SIGKILL)
+    assert process_posix.strays(child.pid, set()) == {process}
 
 
 def test_without_proc_nothing_is_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     child = up(start, LEAVES + STAYS)
-    (process,) = strays.find(child.pid, set())
+    (process,) = process_posix.strays(child.pid, set())
     with monkeypatch.context() as patched:
         for name in ("listdir", "open"):
             patched.setattr(os, name, raising(FileNotFoundError("/proc")))
-        assert strays.find(child.pid, set()) == set()
-        strays.send(process, signal.SIGKILL)
-    assert strays.find(child.pid, set()) == {process}
+        assert process_posix.strays(child.pid, set()) == set()
+        process_posix.send(process, signal.SIGKILL)
+    assert process_posix.strays(child.pid, set()) == {process}
 
 
 def test_a_descriptor_that_is_not_a_pipe_has_no_name() -> None:
     with Path(os.devnull).open() as null:
-        assert strays.pipe_of(null.fileno()) is None
+        assert process_posix.pipe_of(null.fileno()) is None

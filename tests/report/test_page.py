@@ -5,7 +5,7 @@ import pytest
 
 from mcpguard.policy.parse import parse
 from mcpguard.report import gather, page
-from mcpguard.report.charts import Series, lines, stacked
+from mcpguard.report.page import Series, lines, stacked
 from mcpguard.text.printing import printable
 from mcpguard.text.times import rfc3339
 from tests.report.test_gather import of, stored

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from mcpguard.errors import Unauthenticated
-from mcpguard.limiter.waiting import MAX_WAITING, MAX_WAITING_BYTES
-from mcpguard.session.held_calls import LOOK_US, HeldCall
+from mcpguard.session.held_calls import LOOK_US, MAX_WAITING, MAX_WAITING_BYTES, HeldCall
 from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict

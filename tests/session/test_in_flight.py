@@ -5,8 +5,7 @@ import pytest
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Limit
 from mcpguard.session.audit import Outcome
-from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS, InFlight, RequestsInFlight
-from mcpguard.session.retries import FreeRetries
+from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS, FreeRetries, InFlight, RequestsInFlight
 from mcpguard.session.verdict import Verdict
 from tests.build import Talk, call_line, cancel, request
 

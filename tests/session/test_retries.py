@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.session.retries import FreeRetries
+from mcpguard.session.in_flight import FreeRetries
 from mcpguard.wire.answers import RetryInput
 from tests.build import Talk, call_line, identity, request
 

@@ -1,8 +1,7 @@
 """A session whose user a token names, or nobody."""
 
 from mcpguard.errors import PolicyError, Unauthenticated
-from mcpguard.identity.agent import Agent
-from mcpguard.identity.caller import Identity
+from mcpguard.identity.caller import Agent, Identity
 from mcpguard.text.digest import cut
 from tests.build import Talk, call_line, request
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mcpguard.stores import pauses
-from mcpguard.stores.pauses import GIVE_WAY_S, LOOK_EVERY_S, PAUSE_S, WORK_S, Pauses
+from mcpguard.stores.clock import GIVE_WAY_S, LOOK_EVERY_S, PAUSE_S, WORK_S, Pauses
 from tests.stores.conftest import FakeClock
 
 
@@ -19,7 +18,7 @@ def work(clock: FakeClock) -> Iterator[int]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
-    monkeypatch.setattr(pauses, "time", clock)
+    monkeypatch.setattr("mcpguard.stores.clock.time", clock)
     return clock
 
 

@@ -17,7 +17,7 @@ from mcpguard.configured_identity import SOURCES
 from mcpguard.policy.explain import Headroom, sentence
 from mcpguard.policy.file import load
 from mcpguard.policy.model import Policy
-from mcpguard.reading.explaining_row import LimitThen, Shown, explain_row, find
+from mcpguard.reading.explaining import LimitThen, Shown, explain_row, find
 from mcpguard.session.audit import MEMBERS
 from mcpguard.text.times import ms_up
 

@@ -6,8 +6,7 @@ from functools import lru_cache
 
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import Counter, Plan
-from mcpguard.limiter.sliding import Exceeded
-from mcpguard.limiter.waiting import is_held
+from mcpguard.limiter.sliding import Exceeded, is_held
 from mcpguard.session.audit import fragment
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict

@@ -19,14 +19,15 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, close, force_data, open_private, open_unnoted, pread, pwrite
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.light_typing import Final
 from mcpguard.locks import FileLock
 from mcpguard.stores.sqlite import log_records
-from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, START, Position
+from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, START, Position, pack
 
 FORMAT: Final = 4
 """The format of records and header. Only unreleased previews wrote another one. Whoever changes a released format keeps reading
@@ -358,3 +359,43 @@ def _write_all(fd: int, data: bytes, at: int) -> None:
     written = pwrite(fd, data, at)
     while written < len(data):
         written += pwrite(fd, data[written:], at + written)
+
+
+NOTED: Final = "n"
+
+
+def note_line(namespace: str, note: AgentNote, wall_us: int) -> str:
+    """The line of an agent note. Without a text it removes the note with this key."""
+    return f"{NOTED}\t{json.dumps(namespace)}\t{note.key}\t{json.dumps(note.text)}\t{wall_us}"
+
+
+def read_note(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
+    """The namespace, the note and its wall-clock time in a line's fields."""
+    _, namespace, key, agent, wall_us = fields
+    return json.loads(namespace), AgentNote(key, json.loads(agent)), int(wall_us)
+
+
+def leave_note(database: StrPath, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:
+    """Append a note to a store's call log. Returns whether it was; False if the lock did not come free in time.
+
+    Args:
+        database: The database.
+        namespace: See `Address.leave_note`.
+        note: See there, too.
+        wall_us: Wall-clock time.
+        timeout_s: How long to wait for the lock.
+
+    Raises:
+        OSError, StoreUnavailable: It cannot be appended.
+    """
+    with contextlib.closing(CallLog(log_path(database))) as log, contextlib.closing(log.turn()) as lock:
+        at = log.end(log.drained())  # before the turn, because calls wait for it
+        if not lock.acquire(timeout_s):
+            return False
+        try:
+            log.check()
+            at = log.end(at)
+            log.append(at, pack(at, [note_line(namespace, note, wall_us)])[0])
+        finally:
+            lock.release()
+    return True

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from mcpguard.light_typing import Final
 from mcpguard.stores.api import DISORDER_US
-from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, log_lines, notes
+from mcpguard.stores.clock import Pauses
+from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.database import PAGE_BYTES
 from mcpguard.stores.sqlite.memory import pack_log
 from mcpguard.text.digest import number
@@ -133,8 +133,8 @@ class Drain:
         elif kind == log_lines.EMPTIED:
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
             self._changes.append(fields)
-        elif kind == notes.NOTED:
-            namespace, note, noted_us = notes.read_note(fields)
+        elif kind == call_log.NOTED:
+            namespace, note, noted_us = call_log.read_note(fields)
             if note.text:
                 self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
             else:

@@ -18,7 +18,7 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.locks import FileLock
 from mcpguard.stores.api import Clock
-from mcpguard.stores.sqlite import log_lines, notes
+from mcpguard.stores.sqlite import call_log, log_lines
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
 from mcpguard.stores.sqlite.log_records import Position, pack
 from mcpguard.stores.sqlite.places import Place, calls_of
@@ -43,7 +43,7 @@ _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
 
 _FOLLOWED: Final = frozenset(
-    {log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED, log_lines.MERGED, log_lines.WRITTEN_BACK, notes.NOTED}
+    {log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED, log_lines.MERGED, log_lines.WRITTEN_BACK, call_log.NOTED}
 )
 """The kinds of other lines that change counters or notes. What is left matters only to the audit."""
 
@@ -88,7 +88,7 @@ class Memory:
         if kind in log_lines.CHARGING:
             if fields[-1]:
                 self._charge(fields[-1], int(fields[-2]))
-        elif kind == notes.NOTED:
+        elif kind == call_log.NOTED:
             self._take_note(fields)
         elif kind == log_lines.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
@@ -117,7 +117,7 @@ class Memory:
 
     def _take_note(self, fields: Sequence[str]) -> None:
         """Take a note, or its removal. Of the others, the oldest are dropped once they have expired."""
-        namespace, note, noted_us = notes.read_note(fields)
+        namespace, note, noted_us = call_log.read_note(fields)
         self.notes.pop((namespace, note.key), None)
         if note.text:
             self.notes[namespace, note.key] = (note.text, noted_us)

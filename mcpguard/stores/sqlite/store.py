@@ -29,7 +29,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import database, log_lines, notes
+from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.call_log import LogFull
 from mcpguard.stores.sqlite.decider import Decider
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
@@ -230,7 +230,7 @@ class SqliteStore:
             return ""
         with database.reported(self.path), self._follower.turn():
             if found := self._noted(namespace, key):  # another process may have taken it
-                self._follower.append([notes.note_line(namespace, AgentNote(key, ""), self._wall())])
+                self._follower.append([call_log.note_line(namespace, AgentNote(key, ""), self._wall())])
             return found
 
     def _noted(self, namespace: str, key: str) -> str:

@@ -15,8 +15,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
-from mcpguard.stores.clock import wall_us
-from mcpguard.stores.pauses import QUIET_S, Pauses
+from mcpguard.stores.clock import QUIET_S, Pauses, wall_us
 from mcpguard.stores.sqlite import database, draining, log_lines, places
 from mcpguard.stores.sqlite.call_log import damaged
 from mcpguard.stores.sqlite.database import PAGE_BYTES

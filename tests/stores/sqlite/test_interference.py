@@ -16,10 +16,9 @@ from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.sqlite import call_log, database
-from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
+from mcpguard.stores.sqlite.call_log import CallLog, LogFull, leave_note, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.memory import Follower
-from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import WALL_US, Session

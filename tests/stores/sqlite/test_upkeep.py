@@ -11,7 +11,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.session.audit import Outcome
-from mcpguard.stores import pauses
+from mcpguard.stores import clock
 from mcpguard.stores.sqlite import database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from tests.build import Session
@@ -223,7 +223,7 @@ class Ticking(FakeClock):
     """A clock by which each step of a work takes longer than a work may last without a pause."""
 
     def perf_counter(self) -> float:
-        self.now_s += 2 * pauses.WORK_S
+        self.now_s += 2 * clock.WORK_S
         return self.now_s
 
 
@@ -247,11 +247,11 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     while waiting_bytes(path) < waiting_kib * 1024:
         session.call("free", 5, arguments={"text": "x" * 20_000})
     ticking = Ticking()
-    monkeypatch.setattr(pauses, "time", ticking)
+    monkeypatch.setattr(clock, "time", ticking)
     upkeep_time.now_s = 1  # before the last call, as if a call was decided just now
     times[0].pass_s(3)
     getattr(session.store, work)()
-    assert {*ticking.slept} == ({pauses.PAUSE_S, pauses.LOOK_EVERY_S} if gives_way else set())
+    assert {*ticking.slept} == ({clock.PAUSE_S, clock.LOOK_EVERY_S} if gives_way else set())
     assert waiting_bytes(path) == 0
 
 
