@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.relay import process_posix
 from mcpguard.relay.process import ServerProcess
 from tests.build import raising
 from tests.relay.conftest import Start
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
-    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a /proc"),
-]
+if sys.platform != "linux":
+    pytest.skip("only Linux has such a /proc", allow_module_level=True)
+
+from mcpguard.relay import process_posix
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 LEAVES = "import os, signal; os.fork() and signal.pause(); os.setsid();"
 """A server with a child that has left its group."""
