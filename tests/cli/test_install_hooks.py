@@ -65,25 +65,17 @@ def test_a_hook_that_asks_for_nothing_does_not_hide_what_its_clients_servers_nee
     assert "Cursor: switch the server off and on in Cursor's settings" in said
 
 
-def test_without_hook_no_hook_is_added_and_a_single_server_leaves_it(account: Account) -> None:
-    account.codex()
-    file = account.home / ".codex/hooks.json"
-    account.install()
-    assert not file.exists()
-    account.install("--hook")
-    account.uninstall("--server", "crm")
-    assert file.exists()
-
-
-def test_with_a_server_only_the_hooks_of_clients_that_have_it_are_added_and_removed(account: Account) -> None:
+def test_with_a_server_only_the_hooks_of_clients_that_have_it_are_added_and_removed_if_that_is_asked(account: Account) -> None:
     account.codex()
     account.write("home/.claude.json", listing(files={"command": "a", "args": []}))
-    before = account.files()
+    before, file = account.files(), account.home / ".codex/hooks.json"
+    account.install("--server", "crm")
+    assert not file.exists()
     assert account.install("--server", "crm", "--hook").stdout.count("the hook was added") == 1
-    assert (account.home / ".codex/hooks.json").exists()
     account.install("--hook")
     assert account.uninstall("--server", "files", "--hook").stdout.count("the hook was removed") == 1
-    assert (account.home / ".codex/hooks.json").exists()
+    account.uninstall("--server", "crm")
+    assert file.exists()
     account.uninstall("--server", "crm", "--hook")
     assert account.files() == before
 
@@ -210,23 +202,11 @@ def test_a_hook_beside_others_does_not_become_the_deciding_one(account: Account,
     ],
 )
 def test_of_a_hook_whose_mcpguard_is_gone_the_program_alone_is_replaced(account: Account, command: str, mended: str) -> None:
-    file = codex_hooks(account, entry(command))
-    account.install("--hook", MCPGUARD_STORE="redis://other/0", PATH="/usr/bin:/bin")
-    assert entries(file)[0]["hooks"][0]["command"] == mended
-
-
-def test_a_hook_whose_mcpguard_is_gone_keeps_its_matcher_its_time_limit_and_its_neighbours(account: Account) -> None:
-    file = codex_hooks(account)
-    text = """{ "hooks": {"PreToolUse": [
-        {"matcher": "mcp__crm__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex", "timeout": 9},
-                                              {"type": "command", "command": "lint"}]},
-        {"matcher": "mcp__erp__.*", "hooks": [{"command": "/gone/mcpguard hook codex --store redis://h/0"}]}
-    ]} }
-""".replace("/gone/mcpguard", GONE)
-    file.write_text(text)
-    done = account.install("--hook")
-    assert f"Codex, {file}: the hook's mcpguard is this one now" in done.stdout.replace("\n    ", " ")
-    assert file.read_text("utf-8") == text.replace(GONE, HOOK)
+    file = codex_hooks(account, entry(command, "mcp__crm__.*", 9), entry("lint"), entry(f"{GONE} hook codex", "mcp__erp__.*"))
+    text = file.read_text()
+    done = account.install("--hook", MCPGUARD_STORE="redis://other/0", PATH="/usr/bin:/bin")
+    assert f"Codex, {file}: the hook's mcpguard is this one now" in unfolded(done.stdout)
+    assert file.read_text() == text.replace(json.dumps(command), json.dumps(mended), 1).replace(GONE, HOOK)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +255,7 @@ def folders(account: Account) -> set[str]:
     return {str(path) for root in (account.home, account.project) for path in root.rglob("*") if path.is_dir()}
 
 
-def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -> None:
+def test_folders_that_were_made_for_hooks_go_unless_somebody_has_put_something_into_them(account: Account) -> None:
     for name in ("home/.claude.json", "home/.copilot/mcp-config.json", "project/.mcp.json"):
         account.write(name, ONE)
     (account.project / ".github").mkdir()
@@ -287,17 +267,11 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
         account.install("--hook", *more)
         made |= {str(root / ".claude"), str(root / copilot / "hooks")}
         assert folders(account) - before == made
-    account.uninstall()
-    account.uninstall(*project)
-    assert folders(account) == before
-
-
-def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into_it(account: Account) -> None:
-    account.write("home/.claude.json", ONE)
-    account.install("--hook")
     mine = account.write("home/.claude/CLAUDE.md", "mine")
     account.uninstall()
-    assert (mine.read_text("utf-8"), [path.name for path in mine.parent.iterdir()]) == ("mine", [mine.name])
+    account.uninstall(*project)
+    assert folders(account) == before | {str(mine.parent)}
+    assert [*mine.parent.iterdir()] == [mine]
 
 
 def test_a_named_client_without_a_hook_is_a_failure(account: Account) -> None:

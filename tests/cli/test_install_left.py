@@ -83,20 +83,6 @@ def start_desktop(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
 
 
-def test_claude_desktop_is_left_while_it_runs_and_others_are_done(account: Account, start_desktop: Callable[[], None]) -> None:
-    desktop, codex = account.write(DESKTOP, CURSOR), account.codex()
-    start_desktop()
-    done = account.install(status=1)
-    assert desktop.read_text("utf-8") == CURSOR
-    assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
-    assert IN_TOML in codex.read_text("utf-8")
-
-
-def test_after_its_file_was_changed_claude_desktop_is_to_be_started(account: Account) -> None:
-    account.write(DESKTOP, CURSOR)
-    assert "  Claude Desktop: start Claude Desktop\n" in account.install().stdout
-
-
 @follows_links
 @pytest.mark.parametrize("argv", [["install"], ["uninstall"], ["install", "cursor"], ["uninstall", "cursor"]], ids=" ".join)
 def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
@@ -105,12 +91,13 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
     desktop = account.write(DESKTOP, CURSOR)
     linked = link(account, ".cursor/mcp.json", desktop)
     if argv[0] == "uninstall":
-        account.install()
+        assert "  Claude Desktop: start Claude Desktop\n" in account.install().stdout
     before = desktop.read_bytes()
     start_desktop()
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
-    assert f"{linked if 'cursor' in argv else desktop}: not changed: Claude Desktop is running" in done.stderr
+    told = "not changed: Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop"
+    assert f"{linked if 'cursor' in argv else desktop}: {told}" in done.stderr
 
 
 @pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
