@@ -33,13 +33,16 @@ def configured_identity(settings: Settings, server: str, environ: Mapping[str, s
         environ: The environment in which the client starts the server; None if no client does.
 
     Raises:
-        ConfigError: The configured agent does not have three parts, or is a pattern.
+        ConfigError: The configured agent does not have three parts, or it or the configured user is a pattern.
     """
     agent = parse_agent(settings.agent, where=settings.places.get("agent", "agent")) if settings.agent else Agent()
     if settings.jwt:
         user, source = "", "jwt"
     elif settings.user is None:
         user, source = account_name(), "os"
+    elif "*" in settings.user:
+        where = settings.places.get("user", "user")
+        raise ConfigError(f"{where}: {settings.user!r} is a pattern", "name one user: only rules have patterns")
     else:
         user, source = settings.user, "config"
     return Identity(

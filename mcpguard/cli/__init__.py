@@ -153,7 +153,8 @@ def _by_click() -> int:
         return _unread(error)
     except OSError as error:
         what = f"cannot use {error.filename}" if error.filename else "cannot write the output"
-        return _complain(McpguardError(f"{what}: {error.strerror or error}"))
+        hint = "check that its folder is writable and the disk is not full"
+        return _complain(McpguardError(f"{what}: {error.strerror or error}", hint))
     return status if isinstance(status, int) else ExitStatus.OK
 
 

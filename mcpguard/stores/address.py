@@ -138,6 +138,8 @@ def address(url: str, password: str = "") -> Address:
     from urllib.parse import unquote  # a store without a URL needs no more of this
 
     match = re.fullmatch(r"sqlite://(/.+)", url)
+    if match and "?" in match[1]:
+        raise ConfigError("store: the URL of a file has no options", "write %3F for a question mark in its name")
     if match and "\0" not in (path := unquote(match[1])):
         path = path[1:] if re.match(r"/([A-Za-z]:|~)", path) else path
         return SqliteAddress(absolute(path, where="store") if path.startswith("~") else path.rstrip("/") or "/")

@@ -33,7 +33,10 @@ def test_the_help_of_a_group_needs_no_characters_that_some_locales_lack(tmp_path
 
 def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands.cli, "invoke", raising(OSError(errno.EIO, os.strerror(errno.EIO), "/bin/x")))
-    assert complaint(tmp_path, "clients", status=1) == "mcpguard: cannot use /bin/x: Input/output error\n"
+    assert (
+        complaint(tmp_path, "clients", status=1)
+        == "mcpguard: cannot use /bin/x: Input/output error\nhint: check that its folder is writable and the disk is not full\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ OBEDIENT = script("obedient")
         ([], [], {}, "no command to run", 2),
         (OBEDIENT, ["--polcy", "x"], {}, "--polcy", 2),
         (OBEDIENT, ["--store", "redis//x"], {}, "--store: this is not a URL", 2),
+        (OBEDIENT, ["--store", "sqlite:////x.db?mode=ro"], {}, "--store: the URL of a file has no options", 2),
+        (OBEDIENT, ["--user", "*"], {}, "--user: '*' is a pattern", 2),
         (OBEDIENT, [], {"MCPGUARD_AGENT": "a::*::b"}, "MCPGUARD_AGENT: 'a::*::b' is a pattern", 78),
         (OBEDIENT, ["--config", ROOT.anchor], {}, f"{ROOT.anchor}: cannot be read: ", 78),
     ],
