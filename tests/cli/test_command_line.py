@@ -262,15 +262,6 @@ def test_without_a_store_a_command_says_so_and_makes_none(tmp_path: Path, argv: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("argv", ["policy explain --tool x", "policy unset --tool x", "policy suggest", "policy show", "usage"])
-def test_a_broken_policy_is_reported_with_its_line_and_stays_as_it_is(tmp_path: Path, argv: str) -> None:
-    file = policy(tmp_path, 'mode = "enforce"\n\n[[rule]]\nlimit = 5\n')
-    before = file.read_bytes()
-    said = complaint(tmp_path, *argv.split(), status=78)
-    assert said.startswith(f"mcpguard: {file}: line 4: rule 1: limit: 5 is not text")
-    assert file.read_bytes() == before
-
-
 @pytest.mark.parametrize("argv", ["audit tail", "usage", "reset --yes"])
 def test_a_damaged_store_is_reported_with_status_69(home: Path, argv: str) -> None:
     (home / "mcpguard.db").write_bytes(b"no database" * 1000)

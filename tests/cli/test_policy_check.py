@@ -38,9 +38,10 @@ per\t= ["usr"]
 
 def test_every_error_is_shown_with_its_line_and_a_mark(tmp_path: Path) -> None:
     file = policy(tmp_path, BROKEN)
-    for argv in (["check"], ["show"], ["set", "--tool", "x", "1/1h"], ["mode", "observe"]):
+    commands = "check, show, set --tool x 1/1h, unset --tool x, explain --tool x, mode observe, suggest".split(", ")
+    for argv in ("usage", *(f"policy {command}" for command in commands)):
         assert (
-            complaint(tmp_path, "policy", *argv, status=78)
+            complaint(tmp_path, *argv.split(), status=78)
             == f"""\
 mcpguard: {file}: line 3: rule 1: limit: '5/100ms' is not a limit
   3 | limit = "5/100ms"
@@ -60,6 +61,7 @@ hint: did you mean 'user'?
 {file}: 3 errors
 """
         )
+    assert file.read_text("utf-8") == BROKEN
 
 
 def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) -> None:
@@ -207,15 +209,11 @@ def test_check_warns_of_rules_that_matched_no_call_but_for_untouched_starter_rul
 
 
 def test_check_warns_of_a_limit_that_another_rule_defeats_and_notes_starter_rules_that_cap_bursts(tmp_path: Path) -> None:
-    file = policy(tmp_path, STARTER)
-    output(tmp_path, "policy", "set", "--user", "*", "--agent", "*::background::*", "--per", "user", "10000/1h")
-    output(tmp_path, "policy", "set", "--user", "alice", "--tool", "search", "50/1h")
-    first, warning, note = output(tmp_path, "policy", "check").splitlines()
-    assert first.endswith("OK, 6 rules")
-    assert "rule 3 (user=* agent=*::background::*) still caps calls of rule 5 more tightly, at 30/1m; to drop it:" in warning
+    all_jobs = rule("10000/1h", user="*", agent="*::background::*", per=["user"])
+    file = policy(tmp_path, STARTER + all_jobs + rule("50/1h", user="alice", tool="search"))
+    _, warning, note = output(tmp_path, "policy", "check", str(file)).splitlines()
+    drop = f"mcpguard policy unset --policy {shlex.quote(str(file))} --user '*' --agent '*::background::*'"
+    assert warning.endswith(f" still caps calls of rule 5 more tightly, at 30/1m; to drop it: {drop}")
     assert re.match(r"note: line \d+: rule 4 \(user=\* agent=\*::api::\*\) still caps calls of rule 6 more tightly", note)
-    found = json.loads(output(tmp_path, "policy", "check", "--json"))
+    found = json.loads(output(tmp_path, "policy", "check", str(file), "--json"))
     assert ([warning], [note]) == ([f"warning: {one}" for one in found["warnings"]], [f"note: {one}" for one in found["notes"]])
-    drop = mcpguard(tmp_path, "policy", "check", str(file)).stdout.splitlines()[1].partition("to drop it: mcpguard ")[2]
-    assert "removed the rule for user=* agent=*::background::*" in mcpguard(tmp_path, *shlex.split(drop)).stdout
-    assert f"--policy {shlex.quote(str(file))}" in drop

@@ -127,12 +127,6 @@ def test_rules_are_explained_even_if_the_store_cannot_be_read(home: Path) -> Non
     assert {left["count"] for one in found["rules"] for left in one["limits"]} == {None}
 
 
-def test_it_says_that_the_starter_policy_applies(tmp_path: Path) -> None:
-    out = output(tmp_path, "policy", "explain", *WHO, "--tool", "echo")
-    assert out.startswith(f"starter policy: no file at {tmp_path / 'policy.toml'}\n")
-    assert "Next call: allowed; then 99 left of 100/1m (rule" in out
-
-
 ON_CRM = (*WHO, "--tool", "echo", "--server", "crm")
 
 
