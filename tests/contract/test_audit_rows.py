@@ -79,16 +79,6 @@ def test_outcomes_can_be_read_by_row(place: Place) -> None:
         place.tend()
 
 
-def test_equal_denials_share_a_row_with_their_number(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.call("report", 12)
-    session.store.append(session.journal.flush(place.wall(), all_of_them=True))
-    assert [(one["decision"], one.get("repeats")) for one in records(place)[5:]] == [
-        ("rate_limited", None),
-        ("rate_limited", 6),
-    ]
-
-
 OBSERVED = '[[rule]]\ntool = "report"\nlimit = ["2/1m", "9/1h"]\nmode = "observe"\n'
 
 

@@ -3,9 +3,8 @@
 import struct
 
 from mcpguard.limiter.plan import Counter
-from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.limiter.sliding import EMPTY
 from mcpguard.stores.redis.store import Seen
-from tests.stores.redis.conftest import Begin
 
 NOW_US = 10_000_000
 SECOND_US = 1_000_000
@@ -56,13 +55,3 @@ def test_a_counter_that_was_reset_is_forgotten() -> None:
     note(kept, 2, None)
     kept.forget([1, 7])
     assert kept.logs() == {2: EMPTY}
-
-
-def test_a_store_returns_the_logs_of_the_counters_that_it_used(begin: Begin) -> None:
-    session = begin('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
-    newest: dict[int, State] = {}
-    for at in range(3):
-        assert session.decisions(f"tool {at}") == ["allowed"]
-        (counter,) = session.charges(f"tool {at}")[0].plan.counters
-        newest[counter.id] = session.store.peek([counter])[0][0]
-    assert session.store.last_seen()[0] == newest
