@@ -53,15 +53,6 @@ def test_the_key_server_is_asked_even_if_its_keys_are_cached(tmp_path: Path, key
     assert "no key" in only(doctor(tmp_path, status=1), "keys").detail
 
 
-def test_a_file_of_keys_is_read(tmp_path: Path) -> None:
-    jwks = tmp_path / "jwks.json"
-    jwks.write_bytes(provider.key_set(provider.jwk(), provider.jwk("ES256")))
-    write_token(settings(tmp_path, jwks), token())
-    assert only(doctor(tmp_path), "keys").detail == f"{jwks}: 2 keys"
-    jwks.unlink()
-    assert only(doctor(tmp_path, status=1), "keys").detail == f"{jwks}: No such file or directory"
-
-
 def test_a_token_that_is_not_used_is_noted_and_a_broken_agent_fails(tmp_path: Path) -> None:
     found = only(doctor(tmp_path, MCPGUARD_TOKEN="s3cret"), "token")
     assert found.is_advice
