@@ -194,9 +194,6 @@ def test_a_reader_that_comes_while_a_store_is_created_reads_it(
         assert [*reader.counters(), *reader.entries()] == []
 
 
-NO_DATABASES = pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-
-
 def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, begin: Begin) -> None:
     begin().call_and_end(3)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
@@ -237,17 +234,6 @@ def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_
     store.close()
     path.write_bytes(whole)
     assert len(list(open_store().entries())) == 2
-
-
-def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_them(path: Path, begin: Begin) -> None:
-    begin().call_and_end(2)
-    copy = path.read_bytes()
-    begin().call_and_end(2)
-    path.write_bytes(copy)
-    store = begin().store
-    assert rows(path) == 2
-    store.close()
-    assert rows(path) == 4
 
 
 # Schema
@@ -335,22 +321,6 @@ def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(open_sto
     with broken(opening, "lock_file", errno.EMFILE), pytest.raises(StoreUnavailable, match="Too many open files") as caught:
         open_store()
     assert "ulimit -a" in caught.value.hint
-
-
-def test_a_reader_sees_no_part_of_a_store_in_the_making(tmp_path: Path) -> None:
-    path = tmp_path / "x.db"
-    seen: list[int] = []
-
-    def look(_: str) -> None:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            seen.append(database.require_schema(other, path))
-
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.set_trace_callback(look)  # before each statement
-        database.migrate(db, path)
-        db.set_trace_callback(None)
-    assert len(seen) > 10
-    assert set(seen) == {0}
 
 
 def test_a_log_is_stored_in_the_documented_form_and_a_cost_above_four_bytes_as_the_largest_that_they_hold() -> None:

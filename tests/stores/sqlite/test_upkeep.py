@@ -125,17 +125,6 @@ def test_after_a_drain_that_took_long_the_disk_has_a_rest(
         assert rows(path) == drained
 
 
-def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, begin: Begin, times: Times) -> None:
-    session = begin(timeout_ms=1)
-    with locked(path):
-        assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
-        times[0].now_us += upkeep.DRAIN_EVERY_US
-        session.store.tend()
-        assert (rows(path), session.store.needs_tending) == (0, True)
-    session.store.tend()
-    assert rows(path) == 6
-
-
 def test_a_thread_leaves_upkeep_to_another_one_of_its_process(
     path: Path, begin: Begin, tend: Tend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
