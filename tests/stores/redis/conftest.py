@@ -12,7 +12,6 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.redis.url import RedisUrl
 from tests.build import Session, Time
 from tests.redis_servers import Server
 
@@ -37,12 +36,13 @@ Begin = Callable[..., OnServer]
 
 @pytest.fixture
 def opened(server: Server) -> Iterator[Opened]:
-    """Opens a store with these options; with a store's and a wall clock, if there are some."""
+    """Opens a store with these options, and the rights that the manual shows; with a store's and a wall clock, if told."""
+    user = server.user("*")
     with contextlib.ExitStack() as stack:
 
-        def make(address: RedisUrl | None = None, clocks: tuple[Time, Time] | None = None, **options: object) -> RedisStore:
+        def make(clocks: tuple[Time, Time] | None = None, **options: object) -> RedisStore:
             own = dict(zip(("clock", "wall"), clocks or (), strict=False))
-            store = RedisStore(address or server.address, PATIENT._replace(**options), **own)  # type: ignore[arg-type]
+            store = RedisStore(user, PATIENT._replace(**options), **own)  # type: ignore[arg-type]
             return stack.enter_context(contextlib.closing(store))
 
         yield make

@@ -1,4 +1,7 @@
-"""The rights that the manual shows for a Redis user: enough for mcpguard, and no access to the data of others."""
+"""The rights that the manual shows for a Redis user: enough for mcpguard, and no access to the data of others.
+
+The contract of stores, and all that a Redis store does beyond it, is tested with these rights, too.
+"""
 
 import json
 import re
@@ -8,24 +11,18 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.session.audit import Outcome
-from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import Verdict
 from mcpguard.stores.address import RedisAddress
 from mcpguard.stores.api import Options
-from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.link import Link
-from mcpguard.stores.redis.server import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl, parse
-from tests.build import Session, Time
+from tests.build import Session
 from tests.cli.command import mcpguard
 from tests.end_to_end.host import Host, policy, rule, script
 from tests.redis_servers import ENOUGH_S, PASSWORD, Server, running
 from tests.stores.redis.conftest import POLICY
 
-HOUR_US = 3600 * 1_000_000
-OPTIONS = Options(namespace="crm", timeout_ms=5000, keep_us=HOUR_US, max_bytes=100_000)
+OPTIONS = Options(namespace="crm", timeout_ms=5000)
 OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
 
 
@@ -51,33 +48,6 @@ def user(server: Server) -> RedisUrl:
 
 def url(server: Server) -> str:
     return server.url.replace("://", "://mcpguard@")
-
-
-def test_the_rights_in_the_manual_are_enough_for_what_stores_do_beyond_their_contract(server: Server, user: RedisUrl) -> None:
-    """The contract of stores, with notes of hooks, is tested with these rights, too."""
-    past, time = Time(wall_us() - 2 * HOUR_US), Time(wall_us())
-    old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
-    old.store.record([Outcome(one.row_id or 0, "ok", 1) for one in old.call("free", 5)])
-    session = Session(RedisStore(user, OPTIONS, clock=time), POLICY + "concurrent = 9\n", session="00000000000000bb")
-    store = session.store
-    session.one("report")
-    server.command("SCRIPT", "FLUSH")
-    server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    assert session.decisions("report") == ["allowed"]
-    server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
-    time.now_us += LEASE_US // 2
-    store.tend()  # renews leases, and deletes old rows and labels
-    assert server.command("HEXISTS", "{mcpguard:crm}:counters", "7") == b":0\r\n"
-    assert {entry.record["session"] for entry in store.entries()} == {session.journal.session}
-    time.now_us += LEASE_US - 1
-    assert [one.used for one in store.counters()] == [2, 2]
-    session.call("free", 500)  # more than there is room for
-    deaf = Journal(session.journal.session)
-    deaf.seq = session.journal.seq - 1
-    again = RedisAddress(user).open(OPTIONS)
-    again.append(deaf.rows(session.charges("free"), [Verdict("unavailable")], wall_us()))
-    told = [(entry.record["seq"], entry.record["decision"]) for entry in again.newest()]
-    assert told[:2] == [(deaf.seq, "unavailable"), (deaf.seq - 1, "allowed")]
 
 
 def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_without_caps(server: Server, user: RedisUrl) -> None:

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from secrets import token_hex
@@ -171,15 +170,9 @@ def rights(server: Server, *changes: str) -> None:
     server.command("ACL", "SETUSER", "mcpguard", *changes)
 
 
-@pytest.fixture
-def limited(server: Server, begin: Begin) -> Begin:
-    """Begins a session of a user with the rights that the manual shows."""
-    return partial(begin, address=server.user("default"))
-
-
 @pytest.mark.parametrize("command", ["setrange", "set"])
-def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(server: Server, limited: Begin, command: str) -> None:
-    session = limited('[[rule]]\ntool = "x"\nlimit = ["9/1h", "999/1d", "9/2h"]\n')
+def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(server: Server, begin: Begin, command: str) -> None:
+    session = begin('[[rule]]\ntool = "x"\nlimit = ["9/1h", "999/1d", "9/2h"]\n')
     session.call("x")
     rights(server, "-" + command)
     with pytest.raises(StoreUnavailable, match=command):
@@ -189,9 +182,9 @@ def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(server: 
 
 @pytest.mark.parametrize("command", ["mget", "xadd", "set", "hset"])
 def test_a_decision_that_the_server_cannot_make_whole_counts_nothing_and_the_missing_right_is_told(
-    server: Server, limited: Begin, command: str
+    server: Server, begin: Begin, command: str
 ) -> None:
-    session = limited()
+    session = begin()
     rights(server, "-" + command)
     with pytest.raises(StoreUnavailable, match=command) as caught:
         session.call("report")
@@ -202,8 +195,8 @@ def test_a_decision_that_the_server_cannot_make_whole_counts_nothing_and_the_mis
     assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
 
 
-def test_a_denial_whose_row_cannot_be_written_is_as_if_it_had_not_been_decided(server: Server, limited: Begin) -> None:
-    session = limited(POLICY + "concurrent = 9\n")
+def test_a_denial_whose_row_cannot_be_written_is_as_if_it_had_not_been_decided(server: Server, begin: Begin) -> None:
+    session = begin(POLICY + "concurrent = 9\n")
     session.call("report", 4)
     closed = Session(session.store, '[[rule]]\ntool = "*"\nlimit = "deny"\n', session="b" * 16)
     rights(server, "-xadd")
