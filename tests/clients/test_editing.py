@@ -152,22 +152,6 @@ def test_a_guard_changes_the_command_once_can_be_mended_and_goes_byte_for_byte(d
 @every_dialect
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_all_servers_of_a_file_are_guarded_at_once_and_given_back_byte_for_byte(dialect: Dialect, data: st.DataObject) -> None:
-    made = data.draw(generated.file(dialect))
-    before = entries(made.data, made.layout, dialect)
-    free = [one for one in before if one.kind == "stdio" and not one.guard and one.name]
-    new = edited(made.data, dialect, [EntryEdit(made.layout, one.name, GUARD) for one in free])
-    assert new.faults == ()
-    assert [one.words for one in entries(new.data, made.layout, dialect) if one.guard == GUARD] == [
-        (*GUARD, *one.words) for one in free
-    ]
-    removals = [EntryEdit(made.layout, one.name, drop_empty_args=not one.has_args) for one in free]
-    assert edited(new.data, dialect, removals).data == made.data
-
-
-@every_dialect
-@settings(max_examples=25, deadline=None)
-@given(st.data())
 def test_a_damaged_file_raises_or_is_read_as_another_parser_reads_it(dialect: Dialect, data: st.DataObject) -> None:
     made = data.draw(generated.file(dialect))
     where = made.layout, dialect, "crm"

@@ -107,11 +107,6 @@ def test_a_missing_program_that_everybody_may_create_guards_nothing_and_another_
         assert (found.state, found.is_gone, found.holds) == ("missing", True, True)
 
 
-def test_a_program_of_the_users_own_file_counts_though_its_version_is_unknown(tmp_path: Path, touched: Path) -> None:
-    program = impostor(tmp_path / f"bin/{NAME}", touched)
-    assert guard(program) == NamedGuard("known", "", Path(program), None)
-
-
 def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path, touched: Path) -> None:
     program = impostor(tmp_path / f"project/bin/{NAME}", touched)
     found = guard(program, is_of_project=True)
