@@ -267,6 +267,16 @@ def test_a_yaml_command_that_cannot_be_moved_as_it_is_written_is_refused(entry: 
     assert [(found.kind, found.detail) for found in yaml(f"extensions:\n crm:{entry}\n")] == [("faulty", detail)]
 
 
+WORDS = '"args": ["run", "--server", "crm", "--", "npx"'
+SPACED = {
+    '{"command":"npx"}': '{"command":"/x/mcpguard","args":["run","--server","crm","--","npx"]}',
+    '{"command": "npx"}': f'{{"command": "/x/mcpguard", {WORDS}]}}',
+    '{"command":"npx","args":["-y","crm"]}': '"args":["run","--server","crm","--","npx","-y","crm"]}',
+    '{\n\t"command" : "npx"\n}': '{\n\t"command" : "/x/mcpguard",\n\t"args" : ["run", "--server", "crm", "--", "npx"]\n}',
+    '{"command": /* old */ "npx"}': f'{{"command": /* old */ "/x/mcpguard", {WORDS}]}}',
+}
+"""Entries with their spaces and lines, and what those of new arguments are."""
+
 TABLES, NESTED = Layout(("m",), is_list=True), Layout(("m",), nested="transport")
 LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncommand = 'y'\n[m.env]\nA = 'b'\n"
 
@@ -285,23 +295,13 @@ LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncomma
         (Dialect.YAML, COMMAND, "extensions:\n crm:\n  cmd: x,y\n  args:\n  - a\n", "- x,y\n"),
         (Dialect.TOML, TABLES, LIST_OF_TABLES, """/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n"""),
         (Dialect.TOML, NESTED, "m = { crm = { transport.command = 'x' } }\n", """ = ["run", "--server", "crm", "--", 'x']"""),
+        *((Dialect.JSONC, SERVERS, f'{{"mcpServers": {{"crm": {old}}}}}', new) for old, new in SPACED.items()),
     ],
-    ids=["alias elsewhere", "no space", "after a colon", "commas in a block", "list of tables", "dotted"],
 )
 def test_a_guard_has_the_entrys_style_and_goes_byte_for_byte(dialect: Dialect, layout: Layout, text: str, written: str) -> None:
     new = guarded(text.encode(), layout, dialect, "crm", GUARD)
     assert written in new.decode()
     assert unguarded(new, layout, dialect, "crm", drop_empty_args="args" not in text) == text.encode()
-
-
-@pytest.mark.parametrize(
-    ("layout", "entry"),
-    [(SERVERS, {"command": "npx", "args": ["-y"]}), (SERVERS._replace(args=None), {"command": ["npx", "-y"]})],
-    ids=["command", "array of all words"],
-)
-def test_the_path_of_mcpguard_is_replaced(layout: Layout, entry: dict[str, Any]) -> None:
-    data = guarded(servers(crm=entry), layout, Dialect.JSON, "crm", GUARD)
-    assert reguarded(data, layout, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
 
 
 def test_words_keep_their_characters_in_every_dialect() -> None:

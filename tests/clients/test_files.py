@@ -123,19 +123,3 @@ YAML_LOOK: Final = """    crm:
 )
 def test_the_look_of_guarded_entries_is_the_files_own(file: str, layout: Layout, dialect: Dialect, look: str) -> None:
     assert look in guarded((FOLDER / file).read_bytes(), layout, dialect, "crm", GUARD).decode()
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('{"command":"npx"}', '{"command":"/x/mcpguard","args":["run","--","npx"]}'),
-        ('{"command": "npx"}', '{"command": "/x/mcpguard", "args": ["run", "--", "npx"]}'),
-        ('{"command":"npx","args":["-y","crm"]}', '{"command":"/x/mcpguard","args":["run","--","npx","-y","crm"]}'),
-        ('{\n\t"command" : "npx"\n}', '{\n\t"command" : "/x/mcpguard",\n\t"args" : ["run", "--", "npx"]\n}'),
-        ('{"command": /* old */ "npx"}', '{"command": /* old */ "/x/mcpguard", "args": ["run", "--", "npx"]}'),
-    ],
-)
-def test_spaces_and_lines_of_new_arguments_are_those_of_the_entry(old: str, new: str) -> None:
-    data = f'{{"mcpServers": {{"crm": {old}}}}}'.encode()
-    found = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
-    assert found.decode() == f'{{"mcpServers": {{"crm": {new}}}}}'
