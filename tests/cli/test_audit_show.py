@@ -250,12 +250,6 @@ def test_a_limit_is_known_by_its_window_and_of_one_that_is_gone_only_the_past_is
     assert found.commands == [f"mcpguard policy set --tool echo {now}"]
 
 
-def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full() -> None:
-    kinds = Kinds(rule("30/1h", tool="sum", count="cost") + rule("1/1d", user="*") + "[[cost]]\ncost = 20\n")
-    out = kinds.told(kinds.last("sum", 2))
-    assert "      then: retry in 3,600 s\n      now:  20 used, 10 left, retry in 3,600 s\n" in out
-
-
 @pytest.mark.parametrize("counts", ["calls", "cost"])
 def test_each_limit_that_had_no_room_for_a_call_is_told_to_be_full(counts: str) -> None:
     kinds = Kinds(rule(["2/1h", "2/1d"], tool="echo", count=counts))

@@ -219,6 +219,10 @@ def test_the_screen_has_the_times_of_any_zone() -> None:
     assert lines[-1].split()[0] == "12:34:56"
 
 
+def test_the_screen_says_below_its_heading_what_is_wrong_with_the_policy() -> None:
+    assert screen(View([], {}, {}, [], "line 1\x1b"), "store", 80, 24, None)[1] == r"line 1\x1b"
+
+
 @pytest.mark.parametrize("height", [8, 10])
 def test_a_low_screen_shows_counters_rather_than_denials(height: int) -> None:
     lines = screen(View(pressed(), {}, {}, [DENIAL], ""), "store", 80, height, None)
@@ -227,11 +231,8 @@ def test_a_low_screen_shows_counters_rather_than_denials(height: int) -> None:
 
 
 def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None:
-    first, *_, last = output(home, "usage").splitlines()
-    assert re.fullmatch(
-        r'left=0 used=3 limit=3/1h next_free_ms=\d+ user=alice@acme\.com tool=echo server=crm rule="user=\* tool=echo"', first
-    )
-    assert last == 'left=197 used=3 limit=200/1d next_free_ms=0 tool=plain server=files rule="tool=*"'
+    last = 'left=197 used=3 limit=200/1d next_free_ms=0 tool=plain server=files rule="tool=*"'
+    assert output(home, "usage").splitlines()[4] == last
 
 
 def test_watch_shows_a_screen_on_a_terminal_only_and_no_json(home: Path) -> None:
@@ -289,18 +290,6 @@ def test_the_screen_has_colours_unless_no_color_is_set(home: Path, no_color: str
         shown.wait_for(b"rate_limited")
         coloured = re.search(rb"\x1b\[[0-9;]*3[0-7][0-9;]*m", shown.data) is not None
     assert coloured is not bool(no_color)
-
-
-def test_the_screen_shows_calls_denials_and_a_broken_policy_as_they_come(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1, rules=rule("2/1h", user="*"))
-    with watching(tmp_path) as shown:
-        shown.wait_for(b"user=alice@acme.com")
-        shown.wait_for(b"none\x20")
-        calls(tmp_path, "echo", 2)
-        shown.wait_for(b"rate_limited user  2/1h")
-        (tmp_path / "policy.toml").write_text("limit", "utf-8")
-        shown.wait_for(b"policy.toml")
-        assert shown.end(signal.SIGTERM) == 143
 
 
 def test_the_screen_goes_on_with_the_policy_that_it_took_up_in_a_store_that_replaces_its_own(tmp_path: Path) -> None:
