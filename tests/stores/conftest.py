@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
@@ -145,21 +144,6 @@ def kill(*workers: Worker) -> None:
     for worker in workers:
         worker.kill()
         worker.wait(ENOUGH_S)
-
-
-def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> list[str]:
-    """What 24 processes print, of which eight run at a time. Each is killed after so many lines."""
-
-    def said_by_three(_: int) -> list[str]:
-        said: list[str] = []
-        for _ in range(3):
-            worker = start()
-            said += [heard(worker) for _ in range(lines_each())]
-            kill(worker)
-        return said
-
-    with ThreadPoolExecutor(8) as pool:
-        return [line for some in pool.map(said_by_three, range(8)) for line in some]
 
 
 def as_on(platform: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:

@@ -6,16 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mcpguard.locks import lock_file
-from mcpguard.stores import clock
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Session, Time
 from tests.callers import Caller
 
-QUICK = 20
-"""How many times quicker the workers' time passes, so that a test of seconds sees a minute of windows."""
-
-MANY = '[[rule]]\ntool = "x"\nlimit = "40/1s"\n[[rule]]\nuser = "*"\nlimit = "30/1s"\n'
 CAPPED = '[[rule]]\ntool = "x"\nconcurrent = 2\n'
 SEATS = 3
 SEATED = f'[[rule]]\ntool = "x"\nconcurrent = {SEATS}\n'
@@ -38,22 +32,6 @@ def make(path: Path) -> None:
     say(store.args_key.hex())
     sys.stdin.readline()
     store.close()
-
-
-def call_until_told(path: Path) -> None:
-    """Call without pause, and print the id of each admitted call. Audit rows have the times at which calls were decided."""
-    last = Time()
-
-    def time() -> int:
-        last.now_us = clock.boot_us() * QUICK
-        return last.now_us
-
-    store = SqliteStore(path, Options(timeout_ms=20_000), clock=time, wall=last)
-    session = Session(store, MANY, session=os.urandom(8).hex())
-    while True:
-        verdict = session.one("x")
-        if verdict.forwards:
-            say(verdict.audit_id)
 
 
 def call_when_told(path: Path) -> None:
@@ -93,7 +71,7 @@ def hold(path: Path) -> None:
     say("released")
 
 
-WORK: dict[str, Callable[[Path], None]] = {work.__name__: work for work in (make, call_until_told, call_when_told, sit, hold)}
+WORK: dict[str, Callable[[Path], None]] = {work.__name__: work for work in (make, call_when_told, sit, hold)}
 
 if __name__ == "__main__":
     WORK[sys.argv[1]](Path(sys.argv[2]))

@@ -180,6 +180,18 @@ def overwrite(path: StrPath, at: int, data: bytes) -> None:
         file.write(data)
 
 
+def lose_newest_pages(path: StrPath) -> None:
+    """Harm the log as a power cut does."""
+    overwrite(log_path(path), 4096 + log_ends(path)[0] - 4, bytes(64))
+
+
+def take_log_of_another(path: Path) -> None:
+    """Put the log of another store in the place of a store's own."""
+    other = path.with_name("other.db")
+    SqliteStore(other).close()
+    Path(log_path(other)).replace(log_path(path))
+
+
 @contextlib.contextmanager
 def locked(path: StrPath, suffix: str = "-lock") -> Iterator[None]:
     """Another process's hold of one of the store's locks."""

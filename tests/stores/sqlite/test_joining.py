@@ -20,10 +20,9 @@ from mcpguard.stores import clock
 from mcpguard.stores.sqlite import database, opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
-from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.stores.conftest import FakeClock, broken, open_descriptors
-from tests.stores.sqlite.conftest import Begin, Open, drain, locked, log_ends, overwrite, used, waiting_bytes
+from tests.stores.sqlite.conftest import Begin, Open, drain, locked, lose_newest_pages, take_log_of_another, used, waiting_bytes
 
 
 @pytest.fixture
@@ -77,12 +76,6 @@ def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path
     assert not is_open(path)
 
 
-def has_another_stores_log(path: Path) -> None:
-    other = path.with_name("other.db")
-    SqliteStore(other).close()
-    Path(log_path(other)).replace(log_path(path))
-
-
 def changed_log(change: Callable[[CallLog], object]) -> Callable[[Path], None]:
     def harm(path: Path) -> None:
         with contextlib.closing(CallLog(log_path(path))) as log:
@@ -91,13 +84,9 @@ def changed_log(change: Callable[[CallLog], object]) -> Callable[[Path], None]:
     return harm
 
 
-def lose_newest_pages(path: Path) -> None:
-    overwrite(log_path(path), 4096 + log_ends(path)[0] - 4, bytes(64))
-
-
 HARMS: dict[str, Callable[[Path], None]] = {
     "lacks its log": lambda path: Path(log_path(path)).unlink(),
-    "has another store's log": has_another_stores_log,
+    "has another store's log": take_log_of_another,
     "has a log that ends before its database": lose_newest_pages,
     "has a log that does not know what its database has": changed_log(lambda log: log.set_drained(START)),
     "has the time of another boot": changed_log(lambda log: log.write_header({**log.header, "time_base": "another boot"})),

@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import Session, Time
-from tests.stores.sqlite.conftest import MANY, log_ends, make_log, overwrite
+from tests.stores.sqlite.conftest import MANY, lose_newest_pages, make_log
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def with_an_older_log(path: Path) -> None:
 
 def with_a_log_that_lost_its_newest_pages(path: Path) -> None:
     call(path, 2, "b")
-    overwrite(log_path(path), 4096 + log_ends(path)[0] - 4, bytes(64))
+    lose_newest_pages(path)
 
 
 def with_an_older_log_that_has_records(path: Path) -> None:

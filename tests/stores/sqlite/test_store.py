@@ -41,6 +41,7 @@ from tests.stores.sqlite.conftest import (
     log_ends,
     overwrite,
     rows,
+    take_log_of_another,
     turn_is_free,
 )
 
@@ -259,11 +260,6 @@ def with_a_log_alone(path: Path) -> None:
     path.unlink()
 
 
-def with_the_log_of_another(path: Path) -> None:
-    SqliteStore(path.with_name("other.db")).close()
-    Path(log_path(path.with_name("other.db"))).replace(log_path(path))
-
-
 @pytest.mark.parametrize(
     ("harm", "what"),
     [
@@ -273,7 +269,7 @@ def with_the_log_of_another(path: Path) -> None:
         (partial(with_log_format, 1), "has format 1, .* knows format .*use the mcpguard that wrote it"),
         (partial(with_log_format, call_log.FORMAT + 1), f"has format {call_log.FORMAT + 1}, "),
         (with_a_log_alone, "has format 9, "),
-        (with_the_log_of_another, "belongs to another database"),
+        (take_log_of_another, "belongs to another database"),
     ],
     ids=["later schema", "first preview", "last preview", "old log", "later log", "log alone", "another's log"],
 )
