@@ -1,6 +1,6 @@
 """Errors, calls in flight, and calls that are held: what the vectors do not tell, for every kind of store."""
 
-from mcpguard.limiter.sliding import MAX_ENTRIES
+from mcpguard.limiter.sliding import EMPTY, MAX_ENTRIES, used
 from mcpguard.session.verdict import Ending
 from tests.callers import Caller
 from tests.contract.conftest import Place
@@ -56,23 +56,19 @@ def test_counters_and_peek_tell_the_calls_in_flight(place: Place) -> None:
     assert reader.counters() == []
 
 
-def test_calls_in_flight_are_not_among_the_logs_last_seen(place: Place) -> None:
-    caller = Caller(place.open(), TWO_IN_FLIGHT + '[[rule]]\ntool = "report"\nlimit = "3/1m"\n')
+def test_the_logs_last_seen_are_those_of_the_last_decision_and_error_without_the_calls_in_flight(place: Place) -> None:
+    caller = Caller(place.open(), TWO_IN_FLIGHT + TWO_ERRORS + '[[rule]]\ntool = "report"\nlimit = "3/1m"\n')
     caller.decide("report")
-    seen, _ = caller.store.last_seen()
-    windows = {counter.id: counter.window_us for counter in caller.flying[0][1].counters}
-    assert {windows[key] for key in seen} == {60_000_000}
-
-
-def test_errors_are_in_the_logs_last_seen_as_soon_as_they_are_counted(place: Place) -> None:
-    caller = Caller(place.open(), TWO_ERRORS)
-    caller.decide("report")
-    place.pass_ms(1000)
-    _, plan = caller.end(failed=True)
-    seen, _ = caller.store.last_seen()
-    states, _ = place.read().peek(plan.counters)
-    assert [seen[counter.id] for counter in plan.counters] == states
-    assert states[0][-1] == 1
+    logs = {counter.id: counter for counter in caller.plans[0].counters if counter.window_us}
+    for errors in range(2):
+        seen, now_us = caller.store.last_seen()
+        assert (now_us, caller.store.forgotten_until_us) == (place.time(), 0)
+        states = dict(zip(logs, place.read().peek([*logs.values()])[0], strict=True))
+        assert dict.fromkeys(logs, EMPTY) | seen == states
+        assert sorted(map(used, states.values())) == [errors, 1]
+        if not errors:
+            place.pass_ms(1000)
+            caller.end(failed=True)
 
 
 def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place: Place) -> None:

@@ -87,15 +87,6 @@ def test_reset_empties_the_counters_it_names_for_every_handle(place: Place) -> N
     assert used(place) == {}
 
 
-def test_last_seen_returns_the_logs_of_the_last_decision(place: Place) -> None:
-    session = Session(place.open(), FIVE_A_MINUTE)
-    (request,) = session.charges("report")
-    session.store.decide([request], session.journal)
-    seen, now_us = session.store.last_seen()
-    assert (now_us, session.store.forgotten_until_us) == (place.time(), 0)
-    assert seen[request.plan.counters[0].id][-2:] == (place.time(), 1)
-
-
 def test_calls_admitted_without_the_store_are_counted_once_they_are_adopted(place: Place) -> None:
     session = Session(place.open(), FIVE_A_MINUTE)
     session.call("report", 2)
