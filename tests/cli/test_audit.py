@@ -12,22 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.session.audit import MEMBERS
-from tests.cli.command import (
-    ALICE,
-    BOB,
-    BOUND,
-    OBEDIENT,
-    calls,
-    complaint,
-    line_of,
-    mcpguard,
-    objects,
-    on_terminal,
-    output,
-    permissions_bind,
-    process,
-    running,
-)
+from tests.cli.command import ALICE, BOB, OBEDIENT, calls, complaint, line_of, mcpguard, objects, on_terminal, output, running
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, policy, rule
 
 
@@ -122,8 +107,6 @@ def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]
         (["--axis", "agents"], "user tool agent"),
         (["--decision", "limited"], "rate_limited"),
         (["--since", "soon"], "90m"),
-        (["--since", "0m"], "90m"),
-        (["--since", "5y"], "90m"),
         (["--until", "soon"], "--until: 'soon'"),
         (["--outcome", "okay"], "ok tool_error rpc_error cancelled no_answer unparsed"),
         (["--since", "1h", "--until", "2h"], "give --since the earlier time"),
@@ -197,34 +180,6 @@ def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set
     assert table.startswith("TIME ")
     assert "\x1b" not in table
     assert max(map(len, table.splitlines())) <= 78
-
-
-@pytest.mark.parametrize(
-    ("change", "argv"), [("UPDATE counter SET label = '{'", "usage"), ("UPDATE counter SET log = x'01'", "reset --yes")]
-)
-def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_path: Path, change: str, argv: str) -> None:
-    calls(tmp_path, "echo", 1, rules=rule("5/1h", tool="echo"))
-    with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
-        db.execute(change)
-    message, hint = complaint(tmp_path, *argv.split(), status=69).splitlines()
-    assert message.startswith(f"mcpguard: {tmp_path / 'mcpguard.db'} cannot be used: internal error: ")
-    assert hint == "hint: report it, unless the store is damaged"
-
-
-@permissions_bind
-@pytest.mark.parametrize("closed", [".", "mcpguard.db", "mcpguard.db-calls"])
-def test_a_store_that_another_account_keeps_to_itself_is_unavailable_and_not_the_output(tmp_path: Path, closed: str) -> None:
-    theirs = tmp_path / "theirs"
-    calls(theirs, "echo", 1)
-    mode = (theirs / closed).stat().st_mode
-    (theirs / closed).chmod(0)
-    try:
-        for argv in (["audit", "tail"], ["usage"]):
-            done = process(tmp_path, *argv, "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
-            assert (done.returncode, done.stdout) == (69, "")
-            assert re.match(f"mcpguard: {theirs}/mcpguard.db(-calls)? cannot be used: ", done.stderr)
-    finally:
-        (theirs / closed).chmod(mode)
 
 
 @pytest.fixture
@@ -335,9 +290,9 @@ def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argv", [("tail", "-n", "9"), ("export",)])
 def test_following_ends_when_the_wanted_time_has_passed(home: Path, argv: tuple[str, ...]) -> None:
-    done = process(home, "audit", *argv, "--follow", "--until", "1h")
+    done = mcpguard(home, "audit", *argv, "--follow", "--until", "1h")
     assert (done.returncode, done.stdout) == (0, "")
-    done = process(home / "empty", "audit", *argv, "--follow", "--until", "1h")
+    done = mcpguard(home / "empty", "audit", *argv, "--follow", "--until", "1h")
     assert (done.returncode, done.stdout, done.stderr.startswith("mcpguard: no audit log yet")) == (0, "", True)
 
 

@@ -54,13 +54,6 @@ def test_filters_select_the_rows_and_are_named_in_the_report(home: Path) -> None
     assert "search_customers" not in some.partition("Limits never reached")[0]
 
 
-def test_a_filter_by_an_empty_name_is_a_filter_that_matches_no_row(home: Path) -> None:
-    page = report(home, "--user", "")
-    assert "--user &#39;&#39;" in page
-    assert "so it cannot tell whether a limit was never reached" in page
-    assert calls(page) == 0
-
-
 def test_only_the_period_is_in_the_report(home: Path) -> None:
     all_days, since, until = (calls(report(home, *period)) for period in ((), ("--since", "2d"), ("--until", "2d")))
     assert all_days > since > 0

@@ -1,9 +1,12 @@
 """Errors of command lines: messages, hints and exit statuses."""
 
+import contextlib
 import errno
 import os
+import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import pytest
 from mcpguard.cli import commands, present
 from mcpguard.config import Settings
 from tests.build import raising
-from tests.cli.command import command, complaint, mcpguard, output, process, trapped
+from tests.cli.command import BOUND, calls, command, complaint, mcpguard, output, permissions_bind, process, trapped
 from tests.end_to_end.host import environment, policy, rule
 
 
@@ -95,10 +98,6 @@ def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path
     ("argv", "env", "place", "status"),
     [
         ("audit tail --store x", {}, "--store", 2),
-        ("run --store x cat", {}, "--store", 2),
-        ("run cat", {"MCPGUARD_STORE": "x"}, "MCPGUARD_STORE", 78),
-        ("run --agent x cat", {}, "--agent", 2),
-        ("whoami", {"MCPGUARD_STORE": "redis://h/x"}, "MCPGUARD_STORE", 78),
         ("policy explain --tool a --agent x", {}, "--agent", 2),
         ("whoami", {"MCPGUARD_AGENT": "x"}, "MCPGUARD_AGENT", 78),
         pytest.param("policy show --policy ~nobody-here/x", {}, "--policy", 2, marks=pytest.mark.posix),
@@ -268,6 +267,33 @@ def test_a_damaged_store_is_reported_with_status_69(home: Path, argv: str) -> No
     first, hint = complaint(home, *argv.split(), status=69).splitlines()
     assert "is damaged" in first
     assert hint.startswith("hint: move it away")
+
+
+@pytest.mark.parametrize(
+    ("change", "argv"), [("UPDATE counter SET label = '{'", "usage"), ("UPDATE counter SET log = x'01'", "reset --yes")]
+)
+def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(home: Path, change: str, argv: str) -> None:
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db, db:
+        db.execute(change)
+    message, hint = complaint(home, *argv.split(), status=69).splitlines()
+    assert message.startswith(f"mcpguard: {home / 'mcpguard.db'} cannot be used: internal error: ")
+    assert hint == "hint: report it, unless the store is damaged"
+
+
+@permissions_bind
+@pytest.mark.parametrize("closed", [".", "mcpguard.db", "mcpguard.db-calls"])
+def test_a_store_that_another_account_keeps_to_itself_is_unavailable_and_not_the_output(tmp_path: Path, closed: str) -> None:
+    theirs = tmp_path / "theirs"
+    calls(theirs, "echo", 1)
+    mode = (theirs / closed).stat().st_mode
+    (theirs / closed).chmod(0)
+    try:
+        for argv in (["audit", "tail"], ["usage"]):
+            done = process(tmp_path, *argv, "--store", f"sqlite://{theirs}/mcpguard.db", under=BOUND)
+            assert (done.returncode, done.stdout) == (69, "")
+            assert re.match(f"mcpguard: {theirs}/mcpguard.db(-calls)? cannot be used: ", done.stderr)
+    finally:
+        (theirs / closed).chmod(mode)
 
 
 @pytest.mark.parametrize(("argv", "what"), [("reset", "reset"), ("audit prune --before 1d", "delete")])

@@ -123,15 +123,6 @@ def test_check_finds_the_same_in_a_file_that_is_named_by_argument_option_or_vari
     assert both.splitlines()[1] == "hint: give only one of them"
 
 
-def test_check_says_ok_and_how_many_rules(tmp_path: Path, file: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 2 rules\n"
-    policy(tmp_path, rule("5/1m", tool="mcp__crm__search"))
-    first, second = output(tmp_path, "policy", "check").splitlines()
-    assert first == f"{file}: OK, 1 rule"
-    assert second.startswith("warning: line 1: rule 1 ")
-    assert second.endswith('did you mean tool = "search", server = "crm"?')
-
-
 def problems(home: Path, *argv: str, **env: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads(mcpguard(home, "policy", "check", "--json", *argv, **env).stdout)["problems"]
     return found

@@ -21,12 +21,6 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     assert file.read_text("utf-8") == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
 
 
-def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> None:
-    said = complaint(tmp_path, "policy", "unset", "--tool", "search", status=1)
-    assert said == f"mcpguard: {file}: no rule for tool=search\nhint: see the rules with mcpguard policy show\n"
-    assert file.read_text("utf-8") == BY_HAND
-
-
 def test_set_warns_of_a_rule_that_can_never_admit(tmp_path: Path) -> None:
     output(tmp_path, "policy", "set", "--tool", "x", "deny")
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "x", "5/1m")
@@ -150,8 +144,10 @@ def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path, part: str, 
     assert f"no {missing} for user=* tool=report" in complaint(tmp_path, *unset, status=1)
 
 
-def test_unset_with_a_mode_removes_only_a_rule_in_it(tmp_path: Path, file: Path) -> None:
+def test_unset_removes_only_a_rule_that_is_there_and_in_the_mode_that_is_given(tmp_path: Path, file: Path) -> None:
     unset, of = ("policy", "unset", "--tool", "slow"), f"{file}: no rule"
+    hint = "hint: see the rules with mcpguard policy show\n"
+    assert complaint(tmp_path, *unset, status=1) == f"mcpguard: {of} for tool=slow\n{hint}"
     assert f"{of} in observe mode for tool=slow" in complaint(tmp_path, *unset, "--observe", status=1)
     output(tmp_path, "policy", "set", "--observe", "--tool", "slow", "5/1m")
     assert f"{of} that is enforced for tool=slow" in complaint(tmp_path, *unset, "--enforce", status=1)
