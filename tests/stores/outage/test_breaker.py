@@ -15,16 +15,6 @@ def breaker() -> CircuitBreaker:
     return CircuitBreaker(Time(), lambda bound: bound // 4)
 
 
-@pytest.mark.parametrize("is_connected", [True, False])
-def test_the_first_failure_opens_it_and_is_told(breaker: CircuitBreaker, *, is_connected: bool) -> None:
-    assert (breaker.state, breaker.failure) == ("connecting", NOT_IN_TIME)
-    if is_connected:
-        breaker.close()
-        assert breaker.state == "closed"
-    assert breaker.trip(GONE)
-    assert (breaker.state, breaker.failure) == ("open", GONE)
-
-
 @pytest.mark.parametrize("drawn", [0, 1_000_000, PROBE_US[1] - PROBE_US[0] - 1])
 def test_a_probe_is_due_when_its_random_time_has_come_and_not_before(drawn: int) -> None:
     time = Time()

@@ -51,21 +51,6 @@ def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leav
     assert held == [[10], [6], [6], []]
 
 
-def test_errors_before_and_during_an_outage_close_the_tool_for_an_exact_time() -> None:
-    place = Place(policy=ERRORS_2)
-    fails(place)
-    place.time.pass_s(60)
-    place.break_down()
-    fails(place)
-    place.stops(place.starts("other"))
-    assert refusal(place) == ("failing", 3540_000_000)
-    assert place.call(1, "other") == ["allowed"]
-    place.time.now_us += 3540_000_000 - 1
-    assert place.call() == ["rate_limited"]
-    place.time.now_us += 1
-    assert place.call() == ["allowed"]
-
-
 @pytest.mark.parametrize("mode", ["local", "deny"])
 def test_errors_in_an_outage_are_counted_in_the_store_afterwards(mode: str) -> None:
     place = Place(mode, ERRORS_2)

@@ -10,7 +10,6 @@ from tests.stores.outage.moody import LIMIT_3, Place, in_outage
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
-MODES = ["local", "deny", "allow"]
 
 
 def forget(place: Place, tool: str) -> None:
@@ -58,16 +57,6 @@ def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_out
     assert place.call(1, "echo") == ["unavailable"]
     place.time.now_us += 1
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_the_store_last_told() -> None:
-    other = Place(policy=EACH_TOOL_5)
-    other.call(3, "echo")
-    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
-    place.call(1, "x")
-    place.break_down()
-    place.call(1, "x")
-    assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
 
 
 def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_has_not_read_them() -> None:
@@ -139,12 +128,6 @@ def test_a_call_that_needs_the_store_is_told_why_it_cannot_be_used(hint: str, to
     place.failing = {"decide": StoreUnavailable("it is gone", hint)}
     message = place.session.answer_to(place.one())["error"]["message"]
     assert f"the store of counters is unavailable: {told}. Try again in a few seconds." in message
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_closed_tool_is_refused_in_every_mode(mode: str) -> None:
-    place = in_outage(mode, '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
-    assert place.call(1, "drop") == ["denied"]
 
 
 @pytest.mark.parametrize("mode", ["local", "allow"])

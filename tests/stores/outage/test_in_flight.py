@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.session.verdict import NO_LIMITS
-from mcpguard.stores.memory import SharedMemory
 from mcpguard.stores.outage.log import Bounds
-from tests.stores.conftest import raising
 from tests.stores.outage.moody import Place, in_outage
 
 CAP_2 = '[[rule]]\nuser = "*"\nconcurrent = 2\n'
@@ -100,19 +97,6 @@ def test_with_allow_calls_of_an_outage_need_no_place_and_get_none_afterwards() -
     assert places(place) == []
 
 
-def test_a_cap_that_only_reports_has_no_place_for_a_call_without_room() -> None:
-    place = Place(policy=CAP_2 + '[[rule]]\ntool = "*"\nmode = "observe"\nconcurrent = 1\n')
-    calls = [place.starts()]
-    place.break_down()
-    calls.append(place.starts())
-    place.stops(calls[0])
-    calls[0] = place.starts()
-    place.mend()
-    assert sorted(place.used()) == [1, 2]
-    place.stops(*calls)
-    assert places(place) == []
-
-
 def test_calls_in_flight_need_no_room_for_the_log_of_a_counter() -> None:
     place = in_outage(policy='[[rule]]\ntool = "*"\nconcurrent = 1\n', bounds=Bounds(counters=0))
     assert [place.one(tool).decision for tool in "abca"] == ["allowed"] * 3 + ["rate_limited"]
@@ -147,19 +131,6 @@ def test_calls_admitted_without_the_store_are_held_under_negative_ids_that_diffe
         assert len(places(one)) == left
 
 
-def test_a_call_has_a_place_at_any_time_while_the_store_takes_over() -> None:
-    place = Place(policy=CAP_2)
-    place.starts()
-    place.break_down()
-    place.call()
-    before = places(place)
-    place.failing = {}
-    place.fail("settle")  # the store is not asked to free any
-    place.probe()
-    assert set(before) < set(places(place))
-    assert len(places(place)) == 2
-
-
 def test_a_store_that_the_calls_in_flight_do_not_reach_is_not_used_until_they_do() -> None:
     place = Place(policy=CAP_2)
     before, ended = place.starts(), place.starts()
@@ -175,19 +146,6 @@ def test_a_store_that_the_calls_in_flight_do_not_reach_is_not_used_until_they_do
     assert not place.is_cut_off
     assert len(places(place)) == 1
     place.stops(before)
-    assert places(place) == []
-
-
-def test_a_call_that_was_held_without_a_reply_has_one_place() -> None:
-    place = in_outage(policy=CAP_2)
-    call = place.starts()
-    place.failing.clear()
-    place.after["give_places"] = raising(StoreUnavailable("no reply"))
-    place.probe()
-    assert place.is_cut_off
-    place.mend()
-    assert len(places(place)) == 1
-    place.stops(call)
     assert places(place) == []
 
 
@@ -214,19 +172,6 @@ def test_a_call_may_end_after_the_session(tmp_path: Path) -> None:
     call = place.starts()
     place.store.close()
     place.stops(call, failed=True)
-
-
-def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:
-    place = Place(policy=CAP_2)
-    place.starts()
-    place.break_down()
-    place.call()
-    place.memory = SharedMemory()
-    Place(policy=CAP_2, other=place, session="00000000000000bb").starts()
-    assert places(place) == [1]  # the row id of the first call in the other store
-    place.mend()
-    assert 1 in places(place)
-    assert len(places(place)) == 3
 
 
 @pytest.mark.parametrize("noticed_by", ["decide", "settle", "tend"])

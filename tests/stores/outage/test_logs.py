@@ -16,7 +16,7 @@ from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
 from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
-from tests.stores.conftest import before_each, broken, open_descriptors, raising
+from tests.stores.conftest import before_each, broken, open_descriptors
 from tests.stores.outage import moody
 from tests.stores.outage.conftest import Locks
 from tests.stores.outage.moody import LIMIT_3, Killed, Moody, Place
@@ -107,13 +107,6 @@ def test_no_row_is_lost_after_a_write_that_was_cut_and_not_undone(tmp_path: Path
     cut()
     place.kill()
     assert [record["seq"] for record in successor(place, tmp_path).records()] == [1, 2, 3]
-
-
-def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
-    place = moody.in_outage()
-    place.call(3)
-    place.store.close()
-    assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
 
 
 def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_running_ones(tmp_path: Path) -> None:
@@ -242,19 +235,6 @@ def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: 
     Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
     after = successor(place, tmp_path)
     assert (len(after.records()), after.used()) == (1003, [3])
-
-
-def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_same_wrapper(tmp_path: Path) -> None:
-    gone = in_outage(tmp_path)
-    for _ in range(3):
-        gone.ends(gone.one())
-    gone.kill()
-    after = another(gone, tmp_path)
-    after.after["append"] = raising(StoreUnavailable("no reply"))
-    after.store.tend()
-    assert (len(after.records()), len(left(tmp_path))) == (3, 1)
-    look_again(after)
-    assert (after.used(), after.outcomes(), left(tmp_path)) == ([3], ["ok"] * 3, [])
 
 
 def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_them_in(tmp_path: Path) -> None:

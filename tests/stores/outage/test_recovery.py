@@ -64,23 +64,6 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() ->
     assert place.store.args_key == place.memory.args_key
 
 
-@pytest.mark.parametrize("failing", ["adopt", "append"])
-def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) -> None:
-    place = in_outage(policy=MANY)
-    verdicts = [place.one() for _ in range(3 * BATCH)]
-    place.fail(failing)
-    place.probe()
-    assert place.store.needs_tending
-    verdicts.append(place.one())
-    place.mend()
-    for verdict in verdicts:
-        place.ends(verdict)
-    assert place.used() == [3 * BATCH + 1]
-    assert [record["seq"] for record in place.records()] == list(range(1, 3 * BATCH + 2))
-    assert set(place.outcomes()) == {"ok"}
-    assert f"{3 * BATCH + 1} audit rows" in place.said[-1]
-
-
 def test_calls_are_decided_locally_during_write_back_and_their_rows_come_last() -> None:
     place = in_outage(policy='[[rule]]\nuser = "*"\nlimit = "300/1h"\n')
     place.call(2 * BATCH)

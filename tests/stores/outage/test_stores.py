@@ -13,8 +13,7 @@ from mcpguard.stores.api import Options, Store
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.redis_servers import running
-from tests.stores.conftest import around_next, raising
-from tests.stores.outage.moody import Killed, Place
+from tests.stores.outage.moody import Place
 
 Opens = Callable[[], Store]
 
@@ -66,20 +65,16 @@ def used(opens: Opens) -> dict[str, int]:
 
 
 @pytest.fixture
-def guard(opens: Opens) -> Iterator[Guard]:
-    one = Guard(opens)
-    yield one
-    one.store.close()
+def guards(opens: Opens) -> Iterator[list[Guard]]:
+    """Two wrappers of one store."""
+    both = [Guard(opens, session=name * 16) for name in "ab"]
+    yield both
+    for one in both:
+        one.store.close()
 
 
-@pytest.fixture
-def other(opens: Opens) -> Iterator[Guard]:
-    one = Guard(opens, session="00000000000000bb")
-    yield one
-    one.store.close()
-
-
-def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: Opens, guard: Guard, other: Guard) -> None:
+def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: Opens, guards: list[Guard]) -> None:
+    guard, other = guards
     before, ended = guard.starts(), guard.starts()
     guard.stops(ended, failed=True)
     guard.cut_off()
@@ -97,66 +92,6 @@ def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: 
     guard.stops(during[1], failed=True)
     guard.mend()
     assert used(opens) == {"errors": 5, "cost": 5 * 7}
-
-
-@pytest.mark.parametrize("ends_together", [True, False])
-def test_a_wrapper_without_its_store_knows_the_errors_of_its_calls(guard: Guard, *, ends_together: bool) -> None:
-    calls = [guard.starts() for _ in range(3)]
-    for some in [calls] if ends_together else [[call] for call in calls]:
-        guard.stops(*some, failed=True)
-    guard.cut_off()
-    guard.stops(guard.starts(), failed=True)  # the fourth error
-    assert guard.refusal() == "failing"
-
-
-def test_no_other_wrapper_gets_the_place_of_a_call_of_one_that_is_cut_off(opens: Opens, guard: Guard, other: Guard) -> None:
-    calls = [guard.starts() for _ in range(3)]
-    for _ in range(3):
-        guard.cut_off()
-        assert other.refusal() == "concurrent"
-        guard.mend()
-        assert other.refusal() == "concurrent"
-        assert used(opens)["concurrent"] == 3
-    guard.cut_off()
-    guard.stops(calls[0])
-    guard.mend()
-    other.starts()
-    guard.stops(*calls[1:])
-    assert used(opens)["concurrent"] == 1
-
-
-def test_a_counter_that_only_refused_calls_have_used_is_counted_from_zero(opens: Opens) -> None:
-    policy = '[[rule]]\nuser = "*"\nlimit = "1/1m"\n[[rule]]\ntool = "*"\nlimit = "2/1h"\n'
-    guard = Guard(opens, policy=policy)
-    assert guard.session.decisions("other") + guard.session.decisions("search") == ["allowed", "rate_limited"]
-    guard.cut_off()
-    for expected in ("allowed", "allowed", "rate_limited"):
-        guard.time.now_us += 61_000_000
-        assert guard.session.decisions("search") == [expected]
-    guard.store.close()
-
-
-def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
-    tmp_path: Path, opens: Opens, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n'
-    guard = Guard(opens, policy, folder=tmp_path)
-    kind = type(guard.reached)
-    guard.cut_off()
-    guard.call(3)
-    around_next(monkeypatch, kind, "append", after=raising(Killed()))
-    with pytest.raises(Killed):
-        guard.mend()
-    guard.kill()
-    after = Guard(opens, policy, folder=tmp_path, session="00000000000000bb")
-    assert after.call() == ["allowed"]
-    after.store.tend()
-    assert list(tmp_path.glob("db-outage-*")) == []
-    with contextlib.closing(opens()) as reader:
-        assert len(list(reader.entries())) == 3 + 1
-        assert [one.used for one in reader.counters()] == [3 + 1]
-    after.store.close()
-    guard.store.close()
 
 
 @pytest.mark.posix
