@@ -8,9 +8,7 @@ from mcpguard import config
 from mcpguard.doctor import server
 from tests.cli.command import mcpguard
 from tests.doctor.checks import doctor, only
-from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, script
-from tests.ready_policies import RECORDED, recorded_names
-from tests.windows import processes
+from tests.end_to_end.host import environment, policy, rule, script
 
 SDK = script("on_the_sdk")[:1] + script("on_the_sdk")[2:]
 """The server needs the installed SDK, so it is started without `-S`."""
@@ -111,25 +109,6 @@ def test_a_server_that_does_not_answer_is_told_after_the_time_limit(
     assert [(one.check, one.ok) for one in found] == [("server", False)]
     assert found[0].detail.startswith(f"no answer within {answer_s:g} s; ")
     assert "Close running child process" not in caplog.text
-
-
-STUBBORN = """
-import os, pathlib, runpy, signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-pathlib.Path("pid").write_text(str(os.getpid()))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0])
-time.sleep(1000)
-"""
-"""A server that lists its tools, and heeds neither the end of its input nor SIGTERM."""
-
-
-@pytest.mark.usefixtures("settings")
-def test_a_server_that_has_listed_its_tools_ends_even_if_it_heeds_nothing(tmp_path: Path) -> None:
-    command = python(STUBBORN, *script("recorded", RECORDED / "github.json")[2:])
-    found = server.listed("github", command, options=[], folder=str(tmp_path))
-    assert [tool.name for tool in found.tools] == recorded_names("github"), "all pages are read"
-    assert not processes.left_after(DEADLINE_S, [int((tmp_path / "pid").read_text())])
 
 
 @pytest.mark.parametrize(
