@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from mcpguard import locks as module
 from mcpguard.files import open_private
 from mcpguard.locks import FileLock, LifeSign, delete_if_dead, lock_file, shows_life
-from tests.stores.conftest import ENOUGH_S, FakeClock, Worker, broken, heard, open_descriptors
+from tests.stores.conftest import ENOUGH_S, FakeClock, broken, open_descriptors
 
 
 @pytest.fixture
@@ -82,17 +82,6 @@ def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases
     assert first.acquire(0)
     first.release()
     assert second.acquire(0)
-
-
-def test_the_lock_of_a_killed_process_is_released(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
-    holder = start("hold", tmp_path / "queue")
-    assert heard(holder) == "True"
-    lock = lock_file(tmp_path / "queue")
-    assert not lock.acquire(0.01)
-    holder.kill()
-    assert lock.acquire(ENOUGH_S)
-    lock.release()
-    lock.close()
 
 
 def test_a_locked_file_can_be_read_and_written_by_others(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import WALL_US, Session, Time, identity
+from tests.build import WALL_US, Session, Time
 from tests.callers import Caller
 from tests.stores.conftest import around_next, as_on, broken
 from tests.stores.sqlite.conftest import (
@@ -508,19 +508,6 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
     assert session.decisions("x") == ["allowed"]
 
 
-def test_closing_moves_all_records_into_the_database_and_reopening_changes_nothing(path: Path, open_store: Open) -> None:
-    store = open_store()
-    decisions(store, 6)
-    before = (store.counters(), list(store.entries()), store.args_key)
-    store.close()
-    assert rows(path) == 6
-    again = open_store()
-    assert (again.counters(), list(again.entries()), again.args_key) == before
-    again.close()
-    Path(log_path(path)).unlink()
-    assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
-
-
 EACH_ONCE = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n'
 
 
@@ -569,15 +556,17 @@ def test_expired_counters_make_room_without_a_look_at_all_of_them_in_one_call(be
     assert len(session.store.last_seen()[0]) <= 1000
 
 
-def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
-    policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
-    decided = []
-    for number, (agent, tool) in enumerate([("k00f171e14af5eb70", "ping"), *[("k4ec372a41ceca31d", "search")] * 3]):
-        store = open_store()  # one that remembers nothing
-        who = identity("eve", f"{agent}::interactive::default", "crm")
-        decided += Session(store, policy, session=f"{number:016}", who=who).decisions(tool, 3)
+def test_a_text_has_another_number_in_each_store_so_that_nobody_can_choose_two_with_one(
+    tmp_path: Path, open_store: Open
+) -> None:
+    paths = [tmp_path / name for name in ("one.db", "other.db")]
+    for path in paths:
+        store = open_store(path)
+        decisions(store, 1)
         store.close()
-    assert decided.count("allowed") == 3 + 5
+    texts = {ask(path, "SELECT json FROM fragment ORDER BY json") for path in paths}
+    numbers = {ask(path, "SELECT id FROM fragment ORDER BY json") for path in paths}
+    assert (len(texts), len(numbers)) == (1, 2)
 
 
 def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(begin: Begin) -> None:
