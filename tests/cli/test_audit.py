@@ -297,8 +297,9 @@ def test_following_ends_when_the_wanted_time_has_passed(home: Path, argv: tuple[
 
 
 @pytest.mark.posix
-def test_an_interrupt_ends_following_quietly(home: Path) -> None:
-    with followed(home, "-n", "1") as following:
+@pytest.mark.parametrize("argv", [("tail", "-n", "1"), ("export", "--tool", "closed")])
+def test_an_interrupt_ends_following_quietly(home: Path, argv: tuple[str, ...]) -> None:
+    with running(home, "audit", *argv, "--follow") as following:
         line_of(following)
         following.send_signal(signal.SIGINT)
         assert following.communicate(timeout=DEADLINE_S) == (b"", b"")

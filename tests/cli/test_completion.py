@@ -107,17 +107,12 @@ def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
          r"mcpguard policy explain --tool search_customers --user al\ ice@acme.com "),
         ("mcpguard run --user alice --agent Z --policy pol", "mcpguard run --user alice --agent Z --policy policy.toml "),
         ("mcpguard run --quiet -- ./pol", "mcpguard run --quiet -- ./policy.toml "),
+        *((line, line) for line in ("mcpguard nonsense --", "mcpguard policy sett --us")),
+        *((line, line) for line in ("mcpguard run --user Zo", 'mcpguard run --user "Zo')),
     ],
 )  # fmt: skip
-def test_tab_completes_the_line(shell: Shell, typed: str, completed: str) -> None:
+def test_tab_completes_the_line_if_there_is_a_value(shell: Shell, typed: str, completed: str) -> None:
     assert shell.completed(typed) == completed
-
-
-@pytest.mark.parametrize(
-    "typed", ["mcpguard nonsense --", "mcpguard run --user Zo", 'mcpguard run --user "Zo', "mcpguard policy sett --us"]
-)
-def test_without_a_value_the_line_stays(shell: Shell, typed: str) -> None:
-    assert shell.completed(typed) == typed
 
 
 def test_tab_starts_no_program_that_the_line_names_by_its_path(shell: Shell, tmp_path: Path) -> None:

@@ -67,13 +67,6 @@ def test_explain_shows_what_is_left_in_a_session_or_in_a_new_one(home: Path) -> 
     assert complaint(home, *argv, "--session", "a*").startswith("mcpguard: --session: 'a*' is a pattern\n")
 
 
-def test_set_takes_sessions_and_does_not_ask_for_users_where_each_session_has_a_count(tmp_path: Path) -> None:
-    said = unfolded(output(tmp_path, "policy", "set", "--agent", "*::subagent::*", "20/session"))
-    assert "Each user may call tools 20 times a session through each agent matching *::subagent::*" in said
-    said = output(tmp_path, "policy", "set", "--tool", "echo", "--per", "session", "5/1m")
-    assert "; sessions are counted separately." in said
-
-
 def test_reset_empties_the_counter_of_one_session(home: Path) -> None:
     said = output(home, "reset", "--session", "abc123", "--yes")
     assert said == "user=alice@acme.com session=abc123: 3 calls in the last 30 days\n1 counter reset\n"
