@@ -171,6 +171,12 @@ class Place:
     def one(self, tool: str = "search") -> Verdict:
         return self.session.one(tool)
 
+    def refusal(self, tool: str = "search") -> Verdict:
+        """The verdict on a call that is not admitted."""
+        verdict = self.one(tool)
+        assert not verdict.forwards
+        return verdict
+
     def starts(self, tool: str = "search") -> Ending:
         """A call that is forwarded. Returns how it will end."""
         (request,) = self.session.charges(tool)

@@ -2,17 +2,12 @@
 
 import pytest
 
-from mcpguard.errors import NOT_IN_TIME, StoreUnavailable
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.outage.breaker import PROBE_US, CircuitBreaker
 from tests.build import Time
 
 GONE = StoreUnavailable("it is gone")
 FULL = StoreUnavailable("the disk is full")
-
-
-@pytest.fixture
-def breaker() -> CircuitBreaker:
-    return CircuitBreaker(Time(), lambda bound: bound // 4)
 
 
 @pytest.mark.parametrize("drawn", [0, 1_000_000, PROBE_US[1] - PROBE_US[0] - 1])
@@ -27,7 +22,8 @@ def test_a_probe_is_due_when_its_random_time_has_come_and_not_before(drawn: int)
     assert PROBE_US[0] + drawn < PROBE_US[1]
 
 
-def test_only_the_first_failure_of_each_outage_is_told(breaker: CircuitBreaker) -> None:
+def test_only_the_first_failure_of_each_outage_is_told() -> None:
+    breaker = CircuitBreaker(Time(), lambda bound: bound // 4)
     for _ in range(3):
         breaker.close()
         assert breaker.trip(GONE)
@@ -36,11 +32,3 @@ def test_only_the_first_failure_of_each_outage_is_told(breaker: CircuitBreaker) 
         assert not breaker.trip(FULL)
         assert (breaker.state, breaker.failure, breaker.is_probe_due) == ("open", FULL, False)
         breaker.begin_probe()
-
-
-def test_an_attempt_to_connect_that_takes_long_goes_on_as_a_probe_and_its_failure_is_told_once(breaker: CircuitBreaker) -> None:
-    breaker.begin_probe()
-    assert (breaker.state, breaker.failure) == ("half-open", NOT_IN_TIME)
-    assert breaker.trip(GONE)
-    breaker.begin_probe()
-    assert not breaker.trip(GONE)

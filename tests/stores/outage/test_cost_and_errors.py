@@ -17,8 +17,7 @@ ERRORS_2 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "2/1h"\n'
 
 def refusal(place: Place, tool: str = "search") -> tuple[str | None, int | None]:
     """Why a call is not admitted, and when it may come back."""
-    verdict = place.one(tool)
-    assert not verdict.forwards
+    verdict = place.refusal(tool)
     return verdict.reason, verdict.retry_after_us
 
 

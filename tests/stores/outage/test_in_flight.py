@@ -11,13 +11,6 @@ from tests.stores.outage.moody import Place, in_outage
 CAP_2 = '[[rule]]\nuser = "*"\nconcurrent = 2\n'
 
 
-def refused(place: Place, tool: str = "search") -> str | None:
-    """The reason why a call is not admitted."""
-    verdict = place.one(tool)
-    assert not verdict.forwards
-    return verdict.reason or verdict.decision
-
-
 def places(place: Place) -> list[int]:
     """The ids of the calls in flight in the store."""
     states, counters = place.memory.states, place.memory.counters
@@ -48,11 +41,11 @@ def test_calls_in_flight_of_other_wrappers_are_not_counted() -> None:
     for _ in range(2):
         other.starts()
     place = Place(policy=CAP_2, other=other, session="00000000000000bb")
-    assert refused(place) == "concurrent"
+    assert place.refusal().reason == "concurrent"
     place.break_down()
     for _ in range(2):
         place.starts()
-    assert refused(place) == "concurrent"
+    assert place.refusal().reason == "concurrent"
 
 
 def test_a_refused_call_with_room_within_its_wait_is_held_and_not_charged() -> None:
@@ -82,19 +75,6 @@ def test_a_free_retry_in_an_outage_needs_a_place_only_with_local(mode: str, seco
     assert decisions == ["continued", second]
     place.mend()
     assert len(places(place)) == held
-
-
-def test_with_allow_calls_of_an_outage_need_no_place_and_get_none_afterwards() -> None:
-    place = Place("allow", CAP_2)
-    before = place.starts()
-    place.break_down()
-    calls = [place.starts() for _ in range(5)]
-    place.mend()
-    assert len(places(place)) == 1
-    place.stops(*calls)
-    assert len(places(place)) == 1
-    place.stops(before)
-    assert places(place) == []
 
 
 def test_calls_in_flight_need_no_room_for_the_log_of_a_counter() -> None:
@@ -186,7 +166,7 @@ def test_a_server_that_lost_its_data_between_two_calls_holds_the_calls_in_flight
     else:
         place.store.tend()
     assert len(places(place)) == len(calls)
-    assert refused(place) == "concurrent"
+    assert place.refusal().reason == "concurrent"
     place.stops(*calls)
     assert places(place) == []
     assert place.said == []

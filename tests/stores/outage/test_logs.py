@@ -138,15 +138,6 @@ def test_a_link_is_not_followed_and_does_not_keep_the_next_file_from_being_taken
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
-    place = in_outage(tmp_path, 1)
-    killed(tmp_path, 2, other=place, session="00000000000000bb")
-    place.mend()
-    assert place.store.needs_tending
-    place.store.tend()
-    assert (place.used(), len(place.records())) == ([3], 3)
-
-
 # exactly once
 
 

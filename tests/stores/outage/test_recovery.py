@@ -11,30 +11,11 @@ from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
 from tests.stores.conftest import broken
 from tests.stores.outage.conftest import Locks
-from tests.stores.outage.moody import LIMIT_3, Place, in_outage
+from tests.stores.outage.moody import Place, in_outage
 
 BATCH = Bounds().batch
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
-
-
-@pytest.mark.parametrize("mode", ["allow", "local"])
-def test_outcomes_of_an_outage_are_joined_to_the_right_rows_whenever_they_come(mode: str) -> None:
-    place = Place(mode, LIMIT_3 + '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
-    before = place.one()
-    place.break_down()
-    first = place.one()
-    place.call(3, "drop")
-    second = place.one()
-    place.ends(before, "tool_error")
-    place.ends(first)
-    place.mend()
-    place.ends(second, "rpc_error")
-    place.store.tend()
-    allowed = "allowed" if mode == "local" else "allowed_unavailable"
-    told = [(record["decision"], record.get("outcome")) for record in place.records()]
-    assert told == [("allowed", "tool_error"), (allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
-    assert not place.store.needs_tending
 
 
 def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one() -> None:

@@ -53,11 +53,6 @@ class Guard(Place):
         self.store.begin_after(self.reached, StoreUnavailable("it is gone"))
         self.store.tend()  # closes the store that failed
 
-    def refusal(self) -> str | None:
-        verdict = self.one()
-        assert not verdict.forwards
-        return verdict.reason
-
 
 def used(opens: Opens) -> dict[str, int]:
     with contextlib.closing(opens()) as store:
@@ -79,16 +74,16 @@ def test_after_an_outage_a_store_has_its_calls_in_flight_errors_and_cost(opens: 
     guard.stops(ended, failed=True)
     guard.cut_off()
     during = [guard.starts(), guard.starts()]
-    assert guard.refusal() == "concurrent"
+    assert guard.refusal().reason == "concurrent"
     guard.stops(during.pop(), failed=True)
     during.append(guard.starts())
     guard.mend()
     assert used(opens) == {"concurrent": 3, "errors": 2, "cost": 5 * 7}
-    assert (guard.refusal(), other.refusal()) == ("concurrent", "concurrent")
+    assert (guard.refusal().reason, other.refusal().reason) == ("concurrent", "concurrent")
     guard.stops(before, during[0], failed=True)
-    assert (guard.refusal(), other.refusal()) == ("failing", "failing")
+    assert (guard.refusal().reason, other.refusal().reason) == ("failing", "failing")
     guard.cut_off()
-    assert guard.refusal() == "failing"
+    assert guard.refusal().reason == "failing"
     guard.stops(during[1], failed=True)
     guard.mend()
     assert used(opens) == {"errors": 5, "cost": 5 * 7}
