@@ -48,35 +48,26 @@ def test_appended_rows_get_row_ids_for_their_outcomes(place: Place) -> None:
 
 def test_an_outcome_is_joined_to_its_row_before_and_after_upkeep_and_the_first_one_stays(place: Place) -> None:
     session = Session(place.open(), POLICY)
+    first, second, third = [verdict.row_id or 0 for verdict in session.call("report", 3)]
 
-    def outcomes() -> list[object]:
+    def outcomes() -> list[Outcome]:
         found = [(one.get("outcome"), one.get("duration_ms")) for one in records(place)]
         assert [entry.record.get("outcome") for entry in place.open().newest()] == [outcome for outcome, _ in found[::-1]]
-        return [*found]
+        told = [place.read().outcomes_of([first, second, third]), session.store.outcomes_of([third, first, second])]
+        assert told[0] == told[1]
+        assert [(one.outcome, one.duration_us / 1000) for one in told[0]] == [one for one in found if one[0]]
+        return told[0]
 
-    first, second = session.call("report", 2)
-    session.store.record([Outcome(first.row_id or 0, "ok", 250)])
+    session.store.record([Outcome(second, "ok", 250)])
     for late in ["rpc_error"], ["ok", "cancelled"]:
         expected = outcomes()
-        assert expected[0] == ("ok", 0.25)
+        assert expected[-1] == Outcome(second, "ok", 250)
         place.pass_ms(60_000)
         place.tend()
         assert outcomes() == expected
-        session.store.record([Outcome(one.row_id or 0, what, 1500) for what in late for one in (second, first)])
-        assert outcomes() == [("ok", 0.25), ("rpc_error", 1.5)]
-        assert [one.outcome for one in place.read().outcomes_of([first.row_id or 0, second.row_id or 0])] == ["ok", "rpc_error"]
-
-
-def test_outcomes_can_be_read_by_row(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    ids = [verdict.row_id for verdict in session.call("report", 3) if verdict.row_id is not None]
-    session.store.record([Outcome(ids[2], "ok", 3000), Outcome(ids[0], "tool_error", 1000)])
-    for _ in range(2):
-        for reader in (session.store, place.read()):
-            assert reader.outcomes_of(ids) == [Outcome(ids[0], "tool_error", 1000), Outcome(ids[2], "ok", 3000)]
-            assert reader.outcomes_of(ids[1:2]) == reader.outcomes_of([]) == []
-        place.pass_ms(60_000)
-        place.tend()
+        session.store.record([Outcome(row_id, what, 1500) for what in late for row_id in (first, second)])
+        assert outcomes() == [Outcome(first, "rpc_error", 1500), Outcome(second, "ok", 250)]
+    assert place.read().outcomes_of([third]) == place.read().outcomes_of([]) == []
 
 
 OBSERVED = '[[rule]]\ntool = "report"\nlimit = ["2/1m", "9/1h"]\nmode = "observe"\n'

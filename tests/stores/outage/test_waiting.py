@@ -12,7 +12,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.memory import MemoryStore, SharedMemory
 from mcpguard.stores.outage import breaker
-from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
+from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, CircuitBreaker, Connector
 from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
 from tests.stores.conftest import broken
@@ -313,3 +313,27 @@ def test_upkeep_that_outlives_the_store_is_no_outage(monkeypatch: pytest.MonkeyP
     door.store.tend()
     door.store.record([Outcome(1, "ok", 5)])
     assert door.said == []
+
+
+@pytest.mark.parametrize("drawn", [0, 1_000_000, PROBE_US[1] - PROBE_US[0] - 1])
+def test_a_probe_is_due_when_its_random_time_has_come_and_not_before(drawn: int) -> None:
+    clock = Time()
+    circuit = CircuitBreaker(clock, lambda bound: min(drawn, bound - 1))
+    circuit.trip(StoreUnavailable("gone"))
+    clock.now_us += PROBE_US[0] + drawn - 1
+    assert not circuit.is_probe_due
+    clock.now_us += 1
+    assert circuit.is_probe_due
+    assert PROBE_US[0] + drawn < PROBE_US[1]
+
+
+def test_only_the_first_failure_of_each_outage_is_told() -> None:
+    circuit, gone, full = CircuitBreaker(Time(), lambda bound: bound // 4), StoreUnavailable("gone"), StoreUnavailable("full")
+    for _ in range(3):
+        circuit.close()
+        assert circuit.trip(gone)
+        circuit.begin_probe()
+        assert circuit.state == "half-open"
+        assert not circuit.trip(full)
+        assert (circuit.state, circuit.failure, circuit.is_probe_due) == ("open", full, False)
+        circuit.begin_probe()

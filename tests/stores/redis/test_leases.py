@@ -78,28 +78,24 @@ def test_a_wrapper_that_is_tended_keeps_its_place_as_long_as_the_call_takes(guar
     assert other.decision() == "allowed"
 
 
-def test_each_place_that_was_given_to_another_call_is_told_once_and_not_renewed(guards: Guards, time: Time) -> None:
+@pytest.mark.parametrize("ends_before", [False, True])
+def test_each_place_that_was_given_to_another_call_is_told_once_and_not_renewed(
+    guards: Guards, time: Time, *, ends_before: bool
+) -> None:
     stopped, other = guards()
     for _ in range(2):
         stopped.decision()
         time.pass_ms(LEASE_MS)
         assert other.decision() == "allowed"
+        if ends_before:
+            stopped.end()
+        assert stopped.store.needs_tending
         assert (stopped.losses, other.used, stopped.losses) == (1, [1], 0)
         assert not stopped.store.needs_tending
-        stopped.end()
+        if not ends_before:
+            stopped.end()
         assert other.used == [1]
         other.end()
-
-
-def test_a_loss_is_told_even_if_the_call_ends_before_its_lease_would_be_renewed(guards: Guards, time: Time) -> None:
-    stopped, other = guards()
-    stopped.decision()
-    time.pass_ms(LEASE_MS)
-    assert other.decision() == "allowed"
-    stopped.end()
-    assert stopped.store.needs_tending
-    assert stopped.losses == 1
-    assert not stopped.store.needs_tending
 
 
 @pytest.mark.parametrize("ends", [True, False])
