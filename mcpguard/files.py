@@ -1,4 +1,4 @@
-"""Files and folders that only the account may use, and files that other programs write."""
+"""Files and folders that only the account may use, and changes that other programs make to files and folders."""
 
 import contextlib
 import errno
@@ -315,7 +315,7 @@ def private_folder(folder: StrPath) -> None:
 
 
 SETTLING_NS: Final = 50_000_000
-"""A file that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
+"""What changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
 
 if sys.platform == "win32":
     import _winapi
@@ -388,3 +388,38 @@ class FollowedFile:
             self.content = error.strerror or str(error)
             self._stamp = None  # read it again: the reason may pass and leave no trace in the file's times
         return self.content != before
+
+
+class FolderChanges:
+    """Tells whether a file in a folder may have been made, removed, renamed or replaced, by the times of the folder.
+
+    The file's own times tell that, too. But on Linux from 6.13 on, a look at them makes the next write to the file take 2 µs
+    longer, because the system then notes a finer time for it.
+
+    Args:
+        folder: The folder. What replaces the folder itself is not noticed.
+    """
+
+    def __init__(self, folder: StrPath) -> None:
+        self._fd = -1
+        if sys.platform != "win32":  # which opens no folders
+            with contextlib.suppress(OSError):  # files in a folder that may not be read can be used nevertheless
+                self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._stamp: tuple[int, int] | None = None
+
+    def may_have_changed(self) -> bool:
+        """Whether there may have been a change since the last call that returned True; true if the folder cannot be opened."""
+        if self._fd < 0:
+            return True
+        stat = os.fstat(self._fd)
+        stamp = (stat.st_mtime_ns, stat.st_ctime_ns)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp if time.time_ns() - max(stamp) > SETTLING_NS else None
+        return True
+
+    def close(self) -> None:
+        """Close the folder."""
+        if self._fd >= 0:
+            close(self._fd)
+            self._fd = -1

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import StrPath, close, force_data, open_private, open_unnoted, pread, pwrite
+from mcpguard.files import FolderChanges, StrPath, close, force_data, open_private, open_unnoted, pread, pwrite
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.light_typing import Final
 from mcpguard.locks import FileLock
@@ -86,6 +86,7 @@ class CallLog:
 
     Attributes:
         header: The store's key and its time base, and the size of the ring.
+        folder: Tells a call whether to `check` again.
         ring_bytes: The size of the ring.
         appended_bytes: How much this object has appended.
 
@@ -104,6 +105,7 @@ class CallLog:
             self._identity = _identity(os.fstat(self.fd))
             self.ring_bytes = self._identity[2] - _HEADER_BYTES
             self.header = self._read_header()
+            self.folder = FolderChanges(os.path.dirname(path))
         except BaseException:
             os.close(self.fd)
             raise
@@ -300,6 +302,7 @@ class CallLog:
         if self.fd >= 0:
             close(self.fd)
             self.fd = -1
+            self.folder.close()
 
 
 def create(path: StrPath, key: bytes, at: Position = START, *, ring_bytes: int = RING_BYTES) -> None:

@@ -209,7 +209,8 @@ class Follower:
                     f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
                 )
             try:
-                self._log.check()
+                if self._log.folder.may_have_changed():
+                    self._log.check()
                 if not tries_left:
                     self.follow()  # others always have appended much
                 if not tries_left or self._log.ends_at(self.at) or self._reads_all():
