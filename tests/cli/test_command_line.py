@@ -82,6 +82,7 @@ def test_every_wrong_command_line_is_reported_in_one_form(tmp_path: Path, argv: 
         ("audit export --otlp http://x --format jsonl", "--otlp excludes -o and --format"),
         ("audit export --otlp-user", "--otlp-user needs --otlp"),
         ("policy suggest --since soon", "--since: 'soon' is not a span of time"),
+        ("policy explain --tool x --token t --user bob", "--user and --token both name the user"),
     ],
 )
 def test_values_that_cannot_be_are_refused_with_a_hint(home: Path, argv: str, message: str) -> None:

@@ -236,14 +236,17 @@ def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
 # Options that it writes into entries
 
 
-def test_what_the_variables_choose_is_written_as_options(account: Account) -> None:
+def test_what_the_variables_choose_is_written_as_options_and_those_without_one_are_warned_of(account: Account) -> None:
     file = account.cursor(ONE)
-    account.install(
+    done = account.install(
+        MCPGUARD_NAMESPACE="team",
         MCPGUARD_POLICY="~/policy.toml", MCPGUARD_USER="alice", MCPGUARD_STORE="redis://cache/0",
         MCPGUARD_DENIALS="error", MCPGUARD_OBSERVE="1", MCPGUARD_QUIET="1", MCPGUARD_AGENT="::background::",
     )  # fmt: skip
     written = "--store redis://cache/0 --user alice --agent ::background:: --denials error --observe --quiet".split()
     assert servers(file)["a"] == guarded("a", "a", options=("--policy", str(account.home / "policy.toml"), *written))
+    assert "warning: MCPGUARD_HOME is set here, but clients do not pass it on to the servers: " in done.stderr
+    assert "warning: MCPGUARD_NAMESPACE is set here" in done.stderr
 
 
 def test_a_server_whose_name_is_not_utf_8_is_left_and_the_others_are_done(account: Account) -> None:
@@ -284,10 +287,3 @@ def test_a_secret_or_a_value_with_which_no_server_would_start_is_not_written_int
     said = account.refusal(status=status, **{name: value})
     assert said.startswith(f"mcpguard: {message}")
     assert ("hint: " in said, value in said) == (True, False) or status == 78
-
-
-def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:
-    account.cursor()
-    done = account.install(MCPGUARD_NAMESPACE="team")
-    assert "warning: MCPGUARD_HOME is set here, but clients do not pass it on to the servers: " in done.stderr
-    assert "warning: MCPGUARD_NAMESPACE is set here" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.config_schema import config_schema
-from mcpguard.policy.parse import SCHEMA_FILE, SCHEMA_LINE
+from mcpguard.policy.parse import SCHEMA_FILE, SCHEMA_LINE, STARTER
 from mcpguard.policy.schema import policy_schema
 from tests.cli.command import output
 from tests.end_to_end.host import policy, rule
@@ -79,12 +79,12 @@ def test_of_a_policy_that_is_a_link_the_schema_is_beside_the_file_that_it_leads_
 
 
 @pytest.mark.posix
-def test_an_editor_finds_the_schema_beside_the_copy_that_it_opens(tmp_path: Path) -> None:
+def test_an_editor_gets_the_starter_rules_and_the_schema_beside_the_copy_that_it_opens(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     editor = f'sh -c \'cp "$(dirname "$0")/{SCHEMA_FILE}" {seen}; echo "# edited" >> "$0"\''
     output(tmp_path, "policy", "edit", EDITOR=editor)
     assert json.loads(seen.read_text("utf-8")) == policy_schema()
-    assert "# edited" in (tmp_path / "policy.toml").read_text("utf-8")
+    assert (tmp_path / "policy.toml").read_text("utf-8") == f"{STARTER}# edited\n"
 
 
 def test_reading_a_policy_writes_nothing(tmp_path: Path) -> None:
