@@ -3,11 +3,9 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mcpguard.errors import ConfigError, ExitStatus
-from mcpguard.identity.caller import Agent, Identity, known_client, parse_agent
+from mcpguard.identity.caller import Agent, Identity, parse_agent
 
 
 def agent(client: str | None = None, parts: Agent | None = None, **more: Any) -> tuple[str, str]:
@@ -15,19 +13,6 @@ def agent(client: str | None = None, parts: Agent | None = None, **more: Any) ->
     told = {key: more.pop(key) for key in ("meta_agent", "noted", "codex_tier") if key in more}
     configured = {"agent_parts": parts, "agent_source": "config"} if parts else {}
     return Identity("u", "os", "s", **configured | more).agent(client, **told)
-
-
-@given(st.text("a:\\b", min_size=1, max_size=8))
-def test_an_escaped_part_never_adds_a_part(text: str) -> None:
-    parsed = Agent.parse(agent(text)[0])
-    assert parsed is not None
-    assert parsed[1:] == ("interactive", "default")
-
-
-@given(st.text(max_size=8), st.text(max_size=8))
-def test_clients_with_different_names_are_different_agents(one: str, other: str) -> None:
-    known = {known_client(name) or "unknown" for name in (one, other)}
-    assert len({agent(one)[0], agent(other)[0]}) == len(known)
 
 
 CLIENTS = {
@@ -75,10 +60,6 @@ SOURCES: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 @pytest.mark.parametrize(("known", "expected"), SOURCES.values(), ids=SOURCES)
 def test_each_part_of_an_agent_has_the_first_source_that_knows_it(known: dict[str, Any], expected: tuple[str, str]) -> None:
     assert agent("claude-code", **known) == expected
-
-
-def test_a_hooks_note_names_the_client_where_client_info_does_not() -> None:
-    assert agent(None, noted=EXPLORE) == (EXPLORE, "hook")
 
 
 @pytest.mark.parametrize("odd", ["", "a", "a::b", "a::b::", "::b::c", "a::b::c::d"])
