@@ -12,7 +12,7 @@ from mcpguard.policy.lint import warnings
 from mcpguard.policy.model import Call, Rate, Rule
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of
 from tests.build import steps
-from tests.policy.rules import policy, written
+from tests.policy.rules import written
 from tests.policy.test_schema import ONE_KEY
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -193,7 +193,16 @@ def limited(limit: str) -> str:
         (HEAD + "[[rule.cost]]\ncost = 20", "p.toml: line 5: rule 1: unknown key 'cost'", "write a table [[cost]]"),
         (HEAD + "arguments = 'x'", "rule 1: unknown key 'arguments'", 'per = ["user", "arguments"]'),
         (HEAD + "per = ['args']", "rule 1: per: unknown axis 'args'", "did you mean 'arguments'?"),
-        (f"{HEAD}concurrent = 2\n{HEAD}concurrent = 3", "the same selectors and per as rule", ""),
+        *(
+            (written(f"{one} limit='1/1s'", f"{other} limit='2/1s'"), "the same selectors and per as rule 1", "")
+            for one, other in (
+                ("role=['a', 'b']", "role=['b', 'a']"),
+                ("role='a'", "role=['a', 'a']"),
+                ("tool='x'", "tool='x' per=['tool']"),
+                ("tool='x' name='one'", "tool='x' name='two' mode='observe'"),
+                ("tool='x' concurrent=2", "tool='x' concurrent=3"),
+            )
+        ),
         ("cost = 20", "p.toml: line 1: 'cost' is not a list of tables", "begin each cost with a line [[cost]]"),
         ("[cost]\ntool = 'a'\ncost = 20", "p.toml: line 1: 'cost' is not a list of tables", "[[cost]]"),
         ("[[costs]]\ncost = 20", "p.toml: line 1: unknown key 'costs'", "'[[cost]]'"),
@@ -230,20 +239,6 @@ def test_a_very_long_key_is_cut() -> None:
     with pytest.raises(PolicyError) as raised:
         parse(f"{'z' * 99} = 1", source="p.toml")
     assert raised.value.message == f"p.toml: line 1: unknown key '{'z' * 59}"
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ("role=['a', 'b']", "role=['b', 'a']"),
-        ("role='a'", "role=['a', 'a']"),
-        ("tool='x'", "tool='x' per=['tool']"),
-        ("tool='x' name='one'", "tool='x' name='two' mode='observe'"),
-    ],
-)
-def test_rules_with_the_same_selectors_and_per_have_the_same_key(first: str, second: str) -> None:
-    with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
-        policy(f"{first} limit='1/1s'", f"{second} limit='2/1s'")
 
 
 @pytest.mark.parametrize("count", ["'error'", "1"])
