@@ -208,19 +208,27 @@ def remove_store(home: Path) -> None:
 
 
 @pytest.mark.posix
-def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1)
-    with followed(tmp_path, "--json", "--decision", "allowed", "-n", "1") as following:
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
+def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path, *, is_replaced: bool) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    calls(home, "echo", 1)
+    with followed(home, "--json", "--decision", "allowed", "-n", "1") as following:
         assert tool_of(following) == "echo"
         following.send_signal(signal.SIGSTOP)  # so that everything happens between two polls
-        calls(tmp_path, "last_of_the_first", 1)
-        remove_store(tmp_path)
-        calls(tmp_path, "first_of_the_new", 1)
+        calls(home, "last_of_the_first", 1)
+        remove_store(home)
+        for tool in ("first_of_the_new", "second_of_the_new"):
+            calls(other if is_replaced else home, tool, 1)
+        if is_replaced:
+            for file in other.glob("mcpguard.db*"):  # the newest rows may be in the call log only
+                file.rename(home / file.name)
         following.send_signal(signal.SIGCONT)
-        assert [tool_of(following) for _ in range(2)] == ["last_of_the_first", "first_of_the_new"]
+        assert [tool_of(following) for _ in range(3)] == ["last_of_the_first", "first_of_the_new", "second_of_the_new"]
+        calls(home, "plain", 1)
+        assert tool_of(following) == "plain"
         following.terminate()
         said = following.communicate(timeout=DEADLINE_S)[1].decode()
-    file = tmp_path / "mcpguard.db"
+    file = home / "mcpguard.db"
     assert said == f"mcpguard: {file} was removed or replaced; following the new store from its first row\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from tests.cli.account import CURSOR, GONE, IN_TOML, ONE, PROGRAM, Account, guarded, listing, servers
+from tests.cli.account import CODEX, CURSOR, GONE, IN_TOML, ONE, PROGRAM, Account, guarded, listing, servers
 from tests.cli.command import unfolded
 from tests.clients.test_files import FOLDER, GOOSE, SAMPLES
 
@@ -73,6 +73,20 @@ def test_a_second_install_changes_nothing_and_says_so(account: Account) -> None:
     done = account.run("uninstall")
     assert (done.returncode, done.stderr) == (0, "")
     assert "  crm: not guarded" in done.stdout
+
+
+def test_only_the_named_client_and_the_named_servers_are_changed(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    account.install("cursor", "--server", "crm")
+    assert servers(cursor)["crm"]["command"] == PROGRAM
+    assert servers(cursor)["bare"] == {"command": "crm-server"}
+    assert codex.read_text("utf-8") == CODEX
+    account.install("--server", "crm", "--server", "bare")
+    assert servers(cursor)["bare"]["command"] == PROGRAM
+    assert codex.read_text("utf-8") != CODEX
+    account.uninstall("--server", "crm")
+    assert codex.read_text("utf-8") == CODEX
+    assert servers(cursor)["bare"]["command"] == PROGRAM
 
 
 def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again_server_by_server(account: Account) -> None:
@@ -165,6 +179,28 @@ def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a
 # Projects and shared files
 
 
+def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Account) -> None:
+    def commands() -> list[str]:
+        """The commands in Claude Code's file: those of the account, of the project, and of another project."""
+        found = json.loads(claude.read_bytes())
+        parts = (found, found["projects"][str(account.project)], found["projects"]["/elsewhere"])
+        return [part["mcpServers"]["a"]["command"] for part in parts]
+
+    cursor, file = account.cursor(), account.write("project/.mcp.json", ONE)
+    text = json.loads(ONE) | {"projects": {str(account.project): json.loads(ONE), "/elsewhere": json.loads(ONE)}}
+    claude = account.write("home/.claude.json", json.dumps(text))
+    before = account.files()
+    account.install("--project", str(account.project))
+    assert servers(file)["a"]["command"] == PROGRAM
+    assert cursor.read_text("utf-8") == CURSOR
+    assert commands() == ["a", PROGRAM, "a"]
+    account.install("claude-code")
+    assert commands() == [PROGRAM] * 3
+    account.uninstall()
+    account.uninstall("--project", str(account.project))
+    assert account.files() == before
+
+
 def test_one_edit_of_a_projects_file_serves_all_clients_that_read_it_and_the_accounts_files_stay(account: Account) -> None:
     file, cursor = account.write("project/.mcp.json", ONE), account.cursor()
     done = account.install("--project", str(account.project))
@@ -231,6 +267,8 @@ def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
     assert done.returncode == 2
     assert "mcpguard: install asks for confirmation, and there is no terminal\nhint: add --yes" in done.stderr
     assert cursor.read_text("utf-8") == CURSOR
+    account.install()
+    assert account.run("uninstall").returncode == 2
 
 
 # Options that it writes into entries

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.policy.parse import STARTER
 from tests.build import raising
 from tests.cli.command import BOUND, complaint, mcpguard, on_terminal, output, process
 from tests.policy.test_editing import BY_HAND
@@ -122,6 +123,11 @@ def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, 
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written: Permission denied" in done.stderr
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_edit_begins_with_the_starter_policy(tmp_path: Path, drafts: Path) -> None:
+    output(tmp_path, "policy", "edit", VISUAL="", EDITOR=editor(drafts))
+    assert (tmp_path / "policy.toml").read_text("utf-8") == STARTER
 
 
 @pytest.mark.parametrize(
