@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterable
 
 from mcpguard.errors import ConfigError, McpguardError
@@ -13,9 +14,6 @@ from mcpguard.text.redaction import holds_token
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-import time
-from stat import S_ISDIR, S_ISREG
 
 StrPath = str | os.PathLike[str]
 """What names a file. The modules of `run` keep it as text, because pathlib takes 0.6 MiB of memory and 3 ms to load."""
@@ -362,8 +360,8 @@ class FollowedFile:
         """Read the file if it may have changed. Returns whether `content` has changed."""
         before = self.content
         try:
-            stat = os.stat(self._path)
-            changed_ns = stat.st_ctime_ns
+            found = os.stat(self._path)
+            changed_ns = found.st_ctime_ns
             if sys.platform == "win32":
                 changed_ns = _changed_ns(self._path)
         except (FileNotFoundError, NotADirectoryError):
@@ -373,13 +371,13 @@ class FollowedFile:
             self._stamp = None
             self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return self.content != before
-        stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, changed_ns)
+        stamp = (found.st_ino, found.st_nlink, found.st_size, found.st_mtime_ns, changed_ns)
         if stamp == self._stamp and self._settled:
             return False
         self._stamp = stamp
-        self._settled = time.time_ns() - max(stat.st_mtime_ns, changed_ns) > SETTLING_NS
-        self.mode = stat.st_mode & 0o777
-        if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+        self._settled = time.time_ns() - max(found.st_mtime_ns, changed_ns) > SETTLING_NS
+        self.mode = found.st_mode & 0o777
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             self.content = "not a regular file"  # reading a pipe could block for ever
             return self.content != before
         try:
@@ -411,11 +409,11 @@ class FolderChanges:
         """Whether there may have been a change since the last call that returned True; true if the folder cannot be opened."""
         if self._fd < 0:
             return True
-        stat = os.fstat(self._fd)
-        stamp = (stat.st_mtime_ns, stat.st_ctime_ns)
+        found = os.fstat(self._fd)
+        stamp = (found.st_mtime_ns, found.st_ctime_ns)
         if stamp == self._stamp:
             return False
-        self._stamp = stamp if time.time_ns() - max(stamp) > SETTLING_NS else None
+        self._stamp = stamp if time.time_ns() - max(stamp) > SETTLING_NS else None  # see `SETTLING_NS`
         return True
 
     def close(self) -> None:
