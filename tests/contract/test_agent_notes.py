@@ -60,6 +60,14 @@ def test_a_note_without_an_agent_removes_the_one_that_is_there(place: Place) -> 
     assert [store.take_note(place.namespace, key) for key in ("s t1", "s t2")] == ["", ""]
 
 
+def test_notes_are_not_visible_in_another_namespace(place: Place) -> None:
+    store = place.open()
+    place.note(place.namespace + "-one", "t1", EXPLORE)
+    assert store.take_note(place.namespace + "-two", "t1") == ""
+    place.note(place.namespace + "-two", "t1", PLAN)
+    assert store.take_note(place.namespace + "-one", "t1") == EXPLORE
+
+
 def test_a_note_expires(place: Place) -> None:
     store = place.open()
     place.note(place.namespace, "t1", EXPLORE)

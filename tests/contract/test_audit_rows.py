@@ -104,3 +104,13 @@ def test_any_name_is_read_as_it_was_written(place: Place) -> None:
     lines = [call_line(name, name) for name in names]
     session.store.decide(session.requests(*lines), session.journal)
     assert [(one["tool"], one["request_id"]) for one in records(place)] == [(name, name) for name in names]
+
+
+def test_equal_denials_share_a_row_with_their_number(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    session.call("report", 12)
+    session.store.append(session.journal.flush(place.wall(), all_of_them=True))
+    assert [(one["decision"], one.get("repeats")) for one in records(place)[5:]] == [
+        ("rate_limited", None),
+        ("rate_limited", 6),
+    ]

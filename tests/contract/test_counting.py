@@ -61,6 +61,13 @@ def test_an_allowed_call_reports_an_enforced_limit_even_if_an_observed_one_is_ti
     assert session.decisions("report") == ["would_deny"]
 
 
+def test_namespaces_share_nothing(place: Place) -> None:
+    one = Session(place.open(), FIVE_A_MINUTE, session="a" * 16, namespace="one")
+    two = Session(place.open(), FIVE_A_MINUTE, session="b" * 16, namespace="two")
+    assert one.decisions("report", 6) == two.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
+    assert {entry.record["namespace"] for entry in one.store.entries()} == {"one", "two"}
+
+
 def test_a_store_tells_the_counters_that_are_not_empty_now(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "9/1h"]\n')
     session.call("report", 3)
@@ -85,6 +92,21 @@ def test_reset_empties_the_counters_it_names_for_every_handle(place: Place) -> N
     assert session.one("report").without_room[0]["axis"] == "user"
     assert place.open().reset(list(used(place))) == 3
     assert used(place) == {}
+
+
+def test_upkeep_changes_no_decision(place: Place) -> None:
+    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "7/1h"]\n')
+    session.call("report", 5)
+    place.pass_ms(59_999)
+    session.store.tend()
+    assert session.decisions("report") == ["rate_limited"]
+    place.pass_ms(120_000)
+    session.store.tend()
+    assert list(used(place).values()) == [5]
+    assert session.decisions("report", 3) == ["allowed", "allowed", "rate_limited"]
+    place.pass_ms(5000)
+    session.store.tend()
+    assert session.store.needs_tending is False
 
 
 def test_calls_admitted_without_the_store_are_counted_once_they_are_adopted(place: Place) -> None:

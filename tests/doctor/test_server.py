@@ -8,7 +8,9 @@ from mcpguard import config
 from mcpguard.doctor import server
 from tests.cli.command import mcpguard
 from tests.doctor.checks import doctor, only
-from tests.end_to_end.host import environment, policy, rule, script
+from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, script
+from tests.ready_policies import RECORDED, recorded_names
+from tests.windows import processes
 
 SDK = script("on_the_sdk")[:1] + script("on_the_sdk")[2:]
 """The server needs the installed SDK, so it is started without `-S`."""
@@ -137,3 +139,22 @@ def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_l
     checks = doctor(tmp_path, "--", *SDK, status=1)
     assert only(checks, "server").ok
     assert not [one for one in checks if one.check.startswith("tool")]
+
+
+STUBBORN = """
+import os, pathlib, runpy, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path("pid").write_text(str(os.getpid()))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0])
+time.sleep(1000)
+"""
+"""A server that lists its tools, and heeds neither the end of its input nor SIGTERM."""
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_server_that_has_listed_its_tools_ends_even_if_it_heeds_nothing(tmp_path: Path) -> None:
+    command = python(STUBBORN, *script("recorded", RECORDED / "github.json")[2:])
+    found = server.listed("github", command, options=[], folder=str(tmp_path))
+    assert [tool.name for tool in found.tools] == recorded_names("github"), "all pages are read"
+    assert not processes.left_after(DEADLINE_S, [int((tmp_path / "pid").read_text())])

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mcpguard.errors import ConfigError, ExitStatus
-from mcpguard.identity.caller import Agent, Identity, parse_agent
+from mcpguard.identity.caller import Agent, Identity, known_client, parse_agent
 
 
 def agent(client: str | None = None, parts: Agent | None = None, **more: Any) -> tuple[str, str]:
@@ -120,3 +122,16 @@ def test_an_invalid_configured_agent_is_an_error_that_names_its_place(text: str,
     with pytest.raises(ConfigError, match=words) as raised:
         parse_agent(text, where="MCPGUARD_AGENT")
     assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+@given(st.text("a:\\b", min_size=1, max_size=8))
+def test_an_escaped_part_never_adds_a_part(text: str) -> None:
+    parsed = Agent.parse(agent(text)[0])
+    assert parsed is not None
+    assert parsed[1:] == ("interactive", "default")
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_clients_with_different_names_are_different_agents(one: str, other: str) -> None:
+    known = {known_client(name) or "unknown" for name in (one, other)}
+    assert len({agent(one)[0], agent(other)[0]}) == len(known)
