@@ -289,3 +289,17 @@ def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: 
     path.parent.touch()
     with pytest.raises(StoreUnavailable, match="cannot be used: Not a directory"):
         session.store.tend()
+
+
+@pytest.mark.posix
+def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, begin: Begin) -> None:
+    idle = begin()
+    idle.call("x", 3)
+    drain(path)
+    Path(log_path(path)).unlink()
+    after = begin()
+    assert "was removed" in after.store.warnings[0]
+    after.call("x", 2)
+    with pytest.raises(StoreUnavailable, match="removed or replaced"):
+        idle.call("x")
+    assert used(after.store) == [5]

@@ -576,3 +576,16 @@ def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(begin: B
     entries = list(session.store.entries())
     assert [entry.record["seq"] for entry in entries] == [1, 2, 3, 4, 5, 6]
     assert "not kept" in str(entries[0].record["arguments"])
+
+
+def test_closing_moves_all_records_into_the_database_and_reopening_changes_nothing(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 6)
+    before = (store.counters(), list(store.entries()), store.args_key)
+    store.close()
+    assert rows(path) == 6
+    again = open_store()
+    assert (again.counters(), list(again.entries()), again.args_key) == before
+    again.close()
+    Path(log_path(path)).unlink()
+    assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
