@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # loaded with the first answer: a hook that decides a call se
 MAX_ROUNDS: Final = 10
 """Retries that one charge pays for. SDK clients make up to ten by themselves."""
 
-_MAX_WAITING: Final = 1024
+_MAX_FREE: Final = 1024
 """How many retries are remembered. Beyond that the oldest is forgotten, because some are never made."""
 
 
@@ -45,11 +45,11 @@ class FreeRetries:
         if rounds > MAX_ROUNDS:
             return
         ticket = _ticket(user, tool, wanted)
-        if ticket not in self._waiting and len(self._waiting) >= _MAX_WAITING:
+        if ticket not in self._waiting and len(self._waiting) >= _MAX_FREE:
             self._waiting.pop(next(iter(self._waiting)))
         waiting = self._waiting.setdefault(ticket, [])
         waiting.append(rounds)
-        del waiting[:-_MAX_WAITING]
+        del waiting[:-_MAX_FREE]
 
     def redeem(self, user: str, tool: str, params: dict[str, object]) -> int:
         """Use up the free retry that a call makes.

@@ -40,7 +40,7 @@ Invariants
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
-- Memory is bounded, whatever the client writes: see `in_flight`, `decision_requests`, `retries`, `held_calls` and `journal`.
+- Memory is bounded, whatever the client writes: see `in_flight`, `decision_requests`, `held_calls` and `journal`.
 - No method raises anything. An exception is a bug. The relay reports it and calls `unjudged`; then it hands over, alone, each
   held call and each line; and calls `unjudged` for each that leads to an exception again.
 """

@@ -78,7 +78,7 @@ class Tally(NamedTuple):
 
     Attributes:
         last_id: The id of the last row that was looked at.
-        calls: The number of calls by group, and in a group by duration in µs, see `tally.rounded_us`; None for calls without
+        calls: The number of calls by group, and in a group by duration in µs, see `rows.rounded_us`; None for calls without
             an outcome. A row with `repeats` stands for that many calls.
     """
 

@@ -13,7 +13,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `f` | a place that is free again: counter id, call id |
 | `m` | a log of an outage, to be merged into a counter: counter id, window in µs, the log's numbers, the store time |
 | `r` | a reset counter: id |
-| `n` | a note: namespace as JSON, key, text as JSON, wall-clock time; without a text it removes the note; see `notes` |
+| `n` | a note: namespace as JSON, key, text as JSON, wall-clock time; without a text it removes the note; see `call_log` |
 | `t` | the id of a write-back that was counted, see `Recoverable.adopt`; wall-clock time |
 """
 
