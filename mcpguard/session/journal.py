@@ -1,9 +1,9 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mcpguard.light_typing import Final, NamedTuple
-from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import Row, audit_id, for_several, row, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
@@ -51,6 +51,14 @@ class _Storm(NamedTuple):
         return f"{self.first_id}.{self.shared + 1}"
 
 
+_Storms = Mapping[_StormKey | _DenialKind, _Storm]
+"""Storms, by what equal denials have in common; by their kind, if the kind has too many."""
+
+_State = tuple[int, _Storms, Mapping[int, int]]
+"""What a journal remembers: the number of its newest row, its storms, and its denials on each counter since the last admission.
+It is never changed, only replaced."""
+
+
 class Journal:
     """What a session remembers in order to write its audit rows, in bounded memory whatever names a client makes up.
 
@@ -62,15 +70,17 @@ class Journal:
         session: 16 hex digits that no other session has.
 
     Attributes:
-        seq: The number of the newest row.
+        state: All that it remembers. If a transaction with its rows fails, put the state back that was there before.
     """
 
     def __init__(self, session: str) -> None:
         self.session = session
-        self.seq = 0
-        self._storms: dict[_StormKey | _DenialKind, _Storm] = {}  # by their kind, if a kind has too many
-        self._denials: dict[int, int] = {}  # by counter, since the last admission
-        self._before = 0, self._storms, self._denials  # what `take_back` restores
+        self.state: _State = (0, {}, {})
+
+    @property
+    def seq(self) -> int:
+        """The number of the newest row."""
+        return self.state[0]
 
     def rows(
         self,
@@ -92,22 +102,18 @@ class Journal:
         Returns:
             In order, a row for each verdict except held calls, and denials that wait for a shared row.
         """
-        self.begin()
-        for verdict in verdicts if are_forwarded_written else ():
-            if verdict.forwards:
-                self.seq += 1
-                verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
+        if are_forwarded_written:
+            forwarded = [one for one in verdicts if one.forwards]
+            for seq, verdict in enumerate(forwarded, self.seq + 1):
+                verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, seq)
+            self.state = self.seq + len(forwarded), *self.state[1:]
         found = []
         for request, verdict in zip(requests, verdicts, strict=True):
             if are_forwarded_written and verdict.forwards:
-                self._count_denials(verdict)
+                self.state = *self.state[:2], _counted(verdict, self.state[2])
             else:
                 found.append(self.row(request, verdict, time_us))
         return [one for one in found if one is not None]
-
-    def begin(self) -> None:
-        """Begin the rows of a transaction, which `take_back` undoes."""
-        self._before = self.seq, self._storms.copy(), self._denials.copy()  # hardly ever is there anything to copy
 
     def row(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row | None:
         """The row to write for a request that was just decided; None for a denial that waits for a shared row, or a held call.
@@ -117,94 +123,93 @@ class Journal:
         decision = verdict.decision
         if decision == "held":
             return None
-        if decision != "allowed" or self._denials:
-            self._count_denials(verdict)
-        one = row(request, verdict, time_us, self.seq + 1)
-        if decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
-            return None
-        self.seq += 1
-        verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
-        return one
-
-    def take_back(self) -> None:
-        """Undo what was done since `begin`, because the transaction with its rows has failed."""
-        self.seq, self._storms, self._denials = self._before
+        seq, storms, denials = self.state
+        if decision != "allowed" or denials:
+            denials = _counted(verdict, denials)
+        one = row(request, verdict, time_us, seq + 1)
+        shared_id = ""
+        if decision in REFUSED:
+            storms, shared_id = self._joined(storms, one, verdict, request.detail.get("reason"))
+        verdict.audit_id = shared_id or audit_id(self.session, one.seq)
+        verdict.has_own_row = not shared_id
+        self.state = seq if shared_id else one.seq, storms, denials
+        return None if shared_id else one
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
         """The rows of storms whose newest row is a second old, or of all storms. Each has the time of its last denial."""
         rows: list[Row] = []
-        for key, storm in list(self._storms.items()):
+        seq, storms, denials = self.state
+        left = dict(storms)
+        for key, storm in storms.items():
             if all_of_them or not 0 <= time_us - storm.since_us < STORM_US:
-                del self._storms[key]
+                del left[key]
                 if storm.last:
-                    self.seq += 1
-                    rows.append(for_several(storm.last, self.seq, storm.next_id, storm.waiting, is_sum=key == storm.kind))
-                    self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
+                    seq += 1
+                    rows.append(for_several(storm.last, seq, storm.next_id, storm.waiting, is_sum=key == storm.kind))
+                    left[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
+        self.state = seq, left, denials
         return rows
 
     @property
-    def has_no_denials(self) -> bool:
-        """Whether `denials_on` is 0 for each counter."""
-        return not self._denials
-
-    def denials_on(self, counter: Counter) -> int:
-        """This session's denials on a counter since its last admission."""
-        return self._denials.get(counter.id, 0)
+    def denials(self) -> Mapping[int, int]:
+        """This session's denials on each counter since its last admission."""
+        return self.state[2]
 
     @property
     def is_waiting(self) -> bool:
         """Whether `flush` has rows to return, or something to forget, now or later."""
-        return bool(self._storms)
+        return bool(self.state[1])
 
-    def _gets_own_row(self, one: Row, verdict: Verdict, reason: object) -> bool:
-        """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind.
+    def _joined(self, storms: _Storms, one: Row, verdict: Verdict, reason: object) -> tuple[_Storms, str]:
+        """The storms with a denial, and the id of the row that it waits for; empty if it has a row of its own.
 
         Args:
+            storms: The storms before it.
             one: Its row.
             verdict: Its verdict.
             reason: The reason in its request.
         """
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
         key: _StormKey | _DenialKind = one.context, one.decision, one.reported, reason
-        storm = self._storms.get(key)
-        if storm is None and sum(other.kind == kind for other in self._storms.values()) >= KIND_STORMS:
-            key, storm = kind, self._storms.get(kind)
+        storm = storms.get(key)
+        if storm is None and sum(other.kind == kind for other in storms.values()) >= KIND_STORMS:
+            key, storm = kind, storms.get(kind)
         if storm is None or not (storm.waiting or one.time_us - storm.since_us < STORM_US):
-            self._storms[key] = _Storm(kind, one.time_us, audit_id(self.session, one.seq))
-            return True
+            return {**storms, key: _Storm(kind, one.time_us, audit_id(self.session, one.seq))}, ""
         last = summed(storm.last or one, one) if key == kind else one
-        self._storms[key] = storm._replace(waiting=storm.waiting + 1, last=last)
-        verdict.audit_id = storm.next_id
-        return False
+        return {**storms, key: storm._replace(waiting=storm.waiting + 1, last=last)}, storm.next_id
 
-    def _count_denials(self, verdict: Verdict) -> None:
-        """Count a denial on each counter without room, or forget the denials on the counters of an admitted call.
 
-        The denials on the counter of the limit that decided are added to the verdict's count. A call that only rules in observe
-        mode would deny is an admission on the counters that it was charged on. On the others without room it is a denial.
-        """
-        plan, decision = verdict.plan, verdict.decision
-        if decision == "allowed":
-            self._forget_denials(plan, range(len(plan.counters)))
-        elif decision in {"rate_limited", "would_deny"}:
-            if len(self._denials) > _MAX_DENIALS:
-                self._denials.clear()
-            charged: set[int] = set()
-            if decision == "would_deny":
-                without_room = verdict.rules_without_room
-                charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
-                self._forget_denials(plan, charged)
-                if verdict.count is not None and verdict.limit is not None and plan.limits[verdict.limit].counter in charged:
-                    verdict.count += 1
-            for counter_id, is_reported in _without_room(verdict, charged).items():
-                self._denials[counter_id] = self._denials.get(counter_id, 0) + 1
-                if is_reported and verdict.count is not None:
-                    verdict.count += self._denials[counter_id]
+def _counted(verdict: Verdict, denials: Mapping[int, int]) -> Mapping[int, int]:
+    """The denials on each counter, after a verdict: one more on those without room, none on those of an admitted call.
 
-    def _forget_denials(self, plan: Plan, charged: Iterable[int]) -> None:
-        """Forget the denials on counters that were charged."""
-        for counter in charged:
-            self._denials.pop(plan.counters[counter].id, None)
+    The denials on the counter of the limit that decided are added to the verdict's count. A call that only rules in observe
+    mode would deny is an admission on the counters that it was charged on. On the others without room it is a denial.
+    """
+    plan, decision = verdict.plan, verdict.decision
+    if decision == "allowed":
+        return _without(denials, plan, range(len(plan.counters)))
+    if decision not in {"rate_limited", "would_deny"}:
+        return denials
+    after = dict(denials) if len(denials) <= _MAX_DENIALS else {}
+    charged: set[int] = set()
+    if decision == "would_deny":
+        without_room = verdict.rules_without_room
+        charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
+        after = _without(after, plan, charged)
+        if verdict.count is not None and verdict.limit is not None and plan.limits[verdict.limit].counter in charged:
+            verdict.count += 1
+    for counter_id, is_reported in _without_room(verdict, charged).items():
+        after[counter_id] = after.get(counter_id, 0) + 1
+        if is_reported and verdict.count is not None:
+            verdict.count += after[counter_id]
+    return after
+
+
+def _without(denials: Mapping[int, int], plan: Plan, charged: Iterable[int]) -> dict[int, int]:
+    """The denials, without those on counters that were charged."""
+    ids = {plan.counters[counter].id for counter in charged}
+    return {key: n for key, n in denials.items() if key not in ids}
 
 
 def _without_room(verdict: Verdict, charged: Collection[int]) -> dict[int, bool]:

@@ -53,7 +53,6 @@ class MemoryStore(Pages):
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`."""
-        journal.begin()
         verdicts = []
         for request in requests:
             call_id = self._next_row_id()

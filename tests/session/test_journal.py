@@ -21,15 +21,16 @@ from tests.build import WALL_US, Talk, exceeding
 POLICY = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
 
 
-def test_taking_back_undoes_everything_that_a_failed_transaction_did_to_the_journal() -> None:
+def test_the_state_before_a_failed_transaction_has_nothing_of_what_it_did_to_the_journal() -> None:
     talk, twin = Talk(POLICY), Journal("00000000000000aa")
     for at, (tool, times) in enumerate([("a", 4), ("closed", 2), ("a", 1), ("closed", 3), ("b", 1), ("a", 2), ("closed", 1)]):
         requests, time_us = talk.charges(tool, times), WALL_US + at * 300_000
         verdicts = talk.store.decide(requests, Journal("elsewhere"))
         others = [*map(copied, verdicts)]
         rows = twin.rows(requests, others, time_us)
+        before = talk.journal.state
         assert talk.journal.rows(requests, [*map(copied, verdicts)], time_us) == rows
-        talk.journal.take_back()
+        talk.journal.state = before
         assert talk.journal.rows(requests, verdicts, time_us) == rows
         assert [(one.audit_id, one.count) for one in verdicts] == [(one.audit_id, one.count) for one in others]
     assert talk.journal.flush(WALL_US, all_of_them=True) == twin.flush(WALL_US, all_of_them=True)
@@ -101,8 +102,9 @@ class Flood:
         asked = [charge(f"{name} {pad}", *KINDS[kind], len(self.verdicts)) for kind, name in step.calls]
         requests, verdicts = [one for one, _ in asked], [one for _, one in asked]
         if step.fails:
+            before = self.journal.state
             self.journal.rows(requests, [*map(copied, verdicts)], self.time_us)
-            self.journal.take_back()
+            self.journal.state = before
         rows = self.journal.rows(requests, verdicts, self.time_us)
         assert [id_of(one) for one in rows] == [one.audit_id for one in verdicts if one.has_own_row]
         assert all(one.has_own_row for one in verdicts if one.forwards)

@@ -89,7 +89,7 @@ class Commands:
         else:
             beginning = self._begin([one.plan for one in requests], counters)
         head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
-        head += _USUAL_TEXTS if is_usual and journal.has_no_denials else _texts(requests, counters, journal)
+        head += _USUAL_TEXTS if is_usual and not journal.denials else _texts(requests, counters, journal)
         parts = [beginning, _bulk(head), *[_bulk(layout.beginning(request, time_us)) for request in requests]]
         if self._clock is not None:
             parts.append(_bulk(b"%d" % self._clock()))
@@ -128,7 +128,8 @@ _USUAL_TEXTS: Final = b"\0\0\0"
 
 def _texts(requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal) -> bytes:
     """The session's denials on each counter, and the texts of each request, with a NUL after each."""
-    texts = ["" if journal.has_no_denials else ",".join([str(journal.denials_on(counter)) for counter in counters])]
+    denials = journal.denials
+    texts = [",".join([str(denials.get(counter.id, 0)) for counter in counters]) if denials else ""]
     for request in requests:
         admitted = "held" if request.is_behind else "continued" if request.is_continued else ""
         choices = admitted if request.waited_us is None else f"?{admitted}"

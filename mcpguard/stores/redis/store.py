@@ -92,25 +92,21 @@ class RedisStore(RedisReader):
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`. The script decides, and writes the rows of calls that are forwarded. Those of others are appended."""
-        time_us = self._wall()
+        time_us, before = self._wall(), journal.state
         verdicts = self._decided(requests, journal, time_us)
-        if denials := journal.rows(requests, verdicts, time_us, are_forwarded_written=True):
-            self._append_denials(denials, verdicts, journal)
-        return verdicts
-
-    def _append_denials(self, denials: Sequence[Row], verdicts: Sequence[Verdict], journal: Journal) -> None:
-        """Append the rows of denials. If that fails the calls are decided without this store, so none of them keeps a place."""
+        denials = journal.rows(requests, verdicts, time_us, are_forwarded_written=True)
         try:
-            row_ids = self._append(denials)
-        except StoreUnavailable:
+            row_ids = self._append(denials) if denials else []
+        except StoreUnavailable:  # the calls are decided without this store, so none of them keeps a place
             self._known.discard(journal.session)  # the calls get other rows, which replace those that are here
-            journal.take_back()
+            journal.state = before
             for one in verdicts:
                 self._leases.end(one.row_id or 0)
             raise
         denied = [one for one in verdicts if one.has_own_row and not one.forwards]
         for one, row_id in zip(denied, row_ids, strict=True):
             one.row_id = row_id
+        return verdicts
 
     def _decided(self, requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> list[Verdict]:
         """The verdicts on requests. Those that are forwarded have rows, and keep their places."""

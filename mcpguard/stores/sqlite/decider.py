@@ -27,7 +27,7 @@ _NOTHING: Final = Decision(False, (), (), ())
 class Decider:
     """Decides requests in order, by what this process has read of the log. It is made for each decision.
 
-    Nothing counts before `data` is appended to the log, and `charge` is called. If that is not done, take back the journal.
+    Nothing counts before `data` is appended to the log, and `charge` is called. If that fails, put back the journal's state.
 
     Args:
         follower: This process, which follows the log.
@@ -55,7 +55,6 @@ class Decider:
         self._windows: dict[int, int] = {}  # of counters that may be new
         self._alive: set[str] = set()  # the processes that were found alive
         self._places = follower.memory.places  # a copy, once a call takes or frees one
-        journal.begin()
         row_id = self.at.row
         for request in requests:
             plan = request.plan

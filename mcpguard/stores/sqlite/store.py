@@ -128,7 +128,7 @@ class SqliteStore:
         return verdicts
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        follower = self._follower
+        follower, before = self._follower, journal.state
         follower.prepare()
         try:
             # Before the turn, because others wait while it lasts
@@ -136,7 +136,7 @@ class SqliteStore:
             follower.take_turn()
             try:
                 if follower.at is not made.at:  # others have decided calls meanwhile
-                    journal.take_back()
+                    journal.state = before
                     made = Decider(follower, self._owner, requests, journal, self._wall)
                 if made.data:
                     self._log.append(made.at, made.data)
@@ -144,7 +144,7 @@ class SqliteStore:
                 follower.turn_lock.release()
                 self._decided_s = time.monotonic()
         except BaseException:
-            journal.take_back()
+            journal.state = before
             raise
         made.charge()
         return made.verdicts

@@ -85,7 +85,7 @@ def refuse(session: Session, name: str) -> None:
     """Refuse 100 requests as new wrappers do, each for another server with a long name, so that no two share a row."""
     for part in range(4):
         seq, session.journal = session.journal.seq, Journal(session.journal.session)
-        session.journal.seq, session.machine.journal = seq, session.journal
+        session.journal.state, session.machine.journal = (seq, {}, {}), session.journal
         session.requests(*[b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(25)])
         refused = session.machine.unwritten.copy()
         for at, (one, _) in enumerate(refused):

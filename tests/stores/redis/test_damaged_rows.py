@@ -78,6 +78,6 @@ def test_without_anybody_to_tell_a_damaged_row_is_an_error(store: RedisStore) ->
 
 def test_a_damaged_row_does_not_keep_others_from_being_written_back(store: RedisStore, server: Server) -> None:
     session = Session(store, "mode = 'enforce'")
-    session.journal.seq = 3
+    session.journal.state = (3, {}, {})
     with contextlib.closing(RedisStore(server.address, PATIENT)) as other:  # looks for rows to be replaced
         assert len(other.append(session.journal.rows(session.charges("x"), [Verdict("allowed")], wall_us()))) == 1

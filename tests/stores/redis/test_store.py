@@ -295,7 +295,7 @@ def test_rows_of_both_streams_are_read_in_the_order_in_which_they_were_written(b
 def rows_after(session: Session, seq: int, *decisions: str, time_us: int | None = None) -> list[Row]:
     """The rows of an outage that began when the reply to what has written the rows after this number was lost."""
     deaf = Journal(session.journal.session)
-    deaf.seq = seq
+    deaf.state = (seq, {}, {})
     verdicts = [Verdict(one) for one in decisions]  # type: ignore[arg-type]
     return deaf.rows(session.charges("free", len(verdicts)), verdicts, wall_us() if time_us is None else time_us)
 
