@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import ERRORS, Outcome
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.session.verdict import DecisionRequest, Ending
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import compact
 from mcpguard.wire.frames import id_key
@@ -166,22 +166,28 @@ class RequestsInFlight:
         """Whether the server may still answer a request with an id; see `id_key`."""
         return key in self.by_id or key in self.late
 
-    def add(self, key: str, request: InFlight) -> None:
-        """Remember a request that is being sent, by the `id_key` of its id."""
-        requests = self.by_id
-        requests[key] = request
-        if request.plan is not None:
-            self.to_settle += 1
-        self._chars += len(request.id) + len(request.tool or "")
-        while len(requests) > self._most or self._chars > MAX_IN_FLIGHT_CHARS:
-            self._forget(next(iter(requests)), request.since_us)
+    def add(self, key: str, request_id: str, now_us: int, call: DecisionRequest | None = None) -> None:
+        """Remember a request that is being sent.
 
-    def add_call(self, request: DecisionRequest, now_us: int) -> None:
-        """Remember a call that is being sent."""
-        call, plan, verdict = request.call, request.plan, request.verdict
-        settled = _settled_plan(request, verdict) if plan.settles or request.whole_plan else None
-        values = (request.request_id, verdict.row_id, now_us, call.tool, call.user, request.rounds, settled)
-        self.add(request.key, tuple.__new__(InFlight, values))  # half the time of `InFlight(…)`
+        Args:
+            key: The `id_key` of its id.
+            request_id: Its id as JSON text.
+            now_us: A monotone clock's reading.
+            call: If it is a call, the request that was decided.
+        """
+        requests = self.by_id
+        if call is None:
+            requests[key] = InFlight(request_id, None, now_us)
+        else:
+            settled = _settled_plan(call) if call.plan.settles or call.whole_plan else None
+            values = (request_id, call.verdict.row_id, now_us, call.call.tool, call.call.user, call.rounds, settled)
+            requests[key] = tuple.__new__(InFlight, values)  # half the time of `InFlight(…)`
+            self._chars += len(call.call.tool)
+            if settled is not None:
+                self.to_settle += 1
+        self._chars += len(request_id)
+        while len(requests) > self._most or self._chars > MAX_IN_FLIGHT_CHARS:
+            self._forget(next(iter(requests)), now_us)
 
     def read_answers(self, lines: "Sequence[Line]", now_us: int) -> None:
         """End the requests that the server has answered. If it wants a call to be made again, that is free.
@@ -262,14 +268,14 @@ class RequestsInFlight:
         return taken
 
 
-def _settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:
+def _settled_plan(request: DecisionRequest) -> Plan | None:
     """The plan of a forwarded call, if the store has to be told of the call's end; else None.
 
     A free retry counts as an error if it fails, although it need not pass the limits on errors. An observed rule whose limit on
     errors had no room does not count the call, as if it had denied it.
     """
     plan = request.whole_plan or request.plan
-    if verdict.decision == "would_deny":
-        full = verdict.rules_without_room
+    if request.verdict.decision == "would_deny":
+        full = request.verdict.rules_without_room
         plan = plan.only(lambda limit: limit.counts != "errors" or limit.rule not in full)
     return plan if plan.settles else None

@@ -57,7 +57,7 @@ from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
 from mcpguard.session.decision_requests import DecisionRequests, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
-from mcpguard.session.in_flight import FreeRetries, InFlight, RequestsInFlight
+from mcpguard.session.in_flight import FreeRetries, RequestsInFlight
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending, Verdict
 from mcpguard.wire import frames
@@ -362,7 +362,7 @@ class Session:
             if not isinstance(step, DecisionRequest):
                 frame = self._pass_on(step) if isinstance(step, Frame) else self._answer_refusal(step)
             elif step.verdict.decision in FORWARDED:
-                self.in_flight.add_call(step, self._now_us)
+                self.in_flight.add(step.key, step.request_id, self._now_us, step)
                 frame = step.frame.raw
             else:
                 frame = self._answer_denied(step)
@@ -411,7 +411,7 @@ class Session:
             self._answer_gone([] if frame.id is None else [frame.id], self._input_closed)
             return b""
         if frame.id is not None:  # servers do not take a request for a cancellation
-            self.in_flight.add(id_key(frame.id), InFlight(frame.id, None, self._now_us))
+            self.in_flight.add(id_key(frame.id), frame.id, self._now_us)
         elif self._cancels_held(frame):  # one that was read together with it
             return b""
         elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
@@ -541,7 +541,7 @@ class Session:
                 if step.verdict.decision not in REFUSED:
                     self._retries.give_back(step)
                 if step.verdict.forwards and not self.in_flight.has_id(step.key):
-                    self.in_flight.add_call(step, self._now_us)
+                    self.in_flight.add(step.key, step.request_id, self._now_us, step)
             request_id = step.request_id if isinstance(step, DecisionRequest) else step.id
             if isinstance(step, DecisionRequest | Frame) and request_id:
                 self.in_flight.end(id_key(request_id), "no_answer", now_us)

@@ -442,7 +442,7 @@ def test_it_loads_only_what_a_usual_decision_needs(tmp_path: Path) -> None:
     ran(UNHURRIED, tmp_path, "t1")  # makes the store, and keeps what the policy says
     told = ran(UNHURRIED, tmp_path, "t2", "-X", "importtime").stderr.decode()
     loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
-    assert "mcpguard.stores.sqlite.decider" in loaded
+    assert "mcpguard.stores.sqlite.follower" in loaded
     assert loaded.isdisjoint(NOT_NEEDED.split())
     own = {name for name in loaded if name.startswith("mcpguard")}
     assert len(own) <= MOST_MODULES, sorted(own)

@@ -4,9 +4,10 @@ import pytest
 
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Limit
+from mcpguard.policy.model import Call
 from mcpguard.session.audit import Outcome
-from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS, FreeRetries, InFlight, RequestsInFlight
-from mcpguard.session.verdict import Verdict
+from mcpguard.session.in_flight import MAX_IN_FLIGHT_CHARS, FreeRetries, RequestsInFlight
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from tests.build import Talk, call_line, cancel, request
 
 
@@ -195,9 +196,15 @@ def three() -> RequestsInFlight:
     return RequestsInFlight(FreeRetries(), most=3)
 
 
+def decided(plan: Plan, row_id: int) -> DecisionRequest:
+    call = DecisionRequest(Call("alice", "a::b::c", "crm", "x"), plan, "{}")
+    call.verdict = Verdict("allowed", plan, row_id=row_id)
+    return call
+
+
 def test_requests_that_are_never_answered_take_bounded_memory(three: RequestsInFlight) -> None:
     for at in range(5):
-        three.add(str(at), InFlight(str(at), at, 0))
+        three.add(str(at), str(at), 0, decided(Plan(), at))
     assert [*three.by_id] == ["2", "3", "4"]
     assert three.outcomes == [Outcome(0, "no_answer", 0), Outcome(1, "no_answer", 0)]
 
@@ -232,7 +239,7 @@ def test_no_long_id_makes_a_call_that_fails_count_less() -> None:
 
 def test_cancelled_requests_that_are_never_answered_take_bounded_memory(three: RequestsInFlight) -> None:
     for at in range(5):
-        three.add(str(at), InFlight(str(at), None, 0))
+        three.add(str(at), str(at), 0)
         three.cancel(str(at), 0)
     assert [at for at in range(5) if three.has_id(str(at))] == [2, 3, 4]
 
@@ -240,7 +247,7 @@ def test_cancelled_requests_that_are_never_answered_take_bounded_memory(three: R
 def test_places_of_calls_that_are_never_answered_take_bounded_memory(three: RequestsInFlight) -> None:
     plan = Plan((Limit(100, 0, 0, counts="concurrent"),), (Reported("tool", "tool=*", 100, None),), (Counter(1, "", 0),))
     for at in range(20):
-        three.add(str(at), InFlight(str(at), at, 0, plan=plan))
+        three.add(str(at), str(at), 0, decided(plan, at))
     assert [one.row_id for one in three.endings] == [*range(14)], "three are in flight, and three were forgotten"
     three.end_all("no_answer", 0)
     assert sorted(one.row_id for one in three.endings) == [*range(20)]

@@ -1,6 +1,6 @@
 """Outage logs: what a wrapper does without its store, in order, for whoever reaches the store next; see `recovery`.
 
-Theory of operation. A log has the records and lines of the call log (`sqlite.log_records`, `sqlite.log_lines`), and two kinds
+Theory of operation. A log has the records and lines of the call log (`sqlite.call_log`, `sqlite.log_lines`), and two kinds
 of lines of its own:
 
 | kind | fields |
@@ -30,8 +30,8 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Address, Clock, Recoverable
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
-from mcpguard.stores.sqlite import log_lines, log_records
-from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, START, Position
+from mcpguard.stores.sqlite import call_log, log_lines
+from mcpguard.stores.sqlite.call_log import CHECKSUM_BYTES, START, Position
 from mcpguard.text.digest import blake2b
 
 HEAD: Final = "h"
@@ -283,7 +283,7 @@ class OutageLog:
             head = (HEAD, self.id, self._folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
             texts = ["\t".join(head), *texts]
             begin, data = 0, START.checksum
-        packed, after = log_records.pack(self._at, texts)
+        packed, after = call_log.pack(self._at, texts)
         data += packed
         assert self._file is not None  # noqa: S101 - it was made with the first record
         os.lseek(self._file.fd, begin, os.SEEK_SET)
@@ -331,9 +331,9 @@ class OutageLog:
         while self._file is not None:
             begin = at.end - CHECKSUM_BYTES
             data = _read(self._file, _READ_BYTES, begin)
-            if (length := log_records.first_length(data, at)) > len(data):
+            if (length := call_log.first_length(data, at)) > len(data):
                 data = _read(self._file, length, begin)
-            found = log_records.texts(data, at)
+            found = call_log.texts(data, at)
             if not found:
                 return
             yield from found
@@ -346,7 +346,7 @@ class OutageLog:
         self.to_disk = True
         self.flush(is_retry=True)
         self.close()
-        waiting = sum(map(log_records.rows_in, self._waiting))
+        waiting = sum(map(call_log.rows_in, self._waiting))
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
 
     def remove(self) -> None:

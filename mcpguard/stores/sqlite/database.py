@@ -16,8 +16,7 @@ from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
 from mcpguard.light_typing import Final, TypeVar
 from mcpguard.limiter.sliding import State
-from mcpguard.stores.sqlite.call_log import beside, log_path
-from mcpguard.stores.sqlite.log_records import START, Position
+from mcpguard.stores.sqlite.call_log import START, Position, beside, log_path
 from mcpguard.stores.sqlite.memory import Memory, unpack_log
 from mcpguard.stores.sqlite.places import Place
 

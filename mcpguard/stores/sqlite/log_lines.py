@@ -26,10 +26,10 @@ from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, fail
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.sqlite import log_records
+from mcpguard.stores.sqlite import call_log
 from mcpguard.text.printing import compact
 
-ROW: Final = log_records.ROW
+ROW: Final = call_log.ROW
 COUNTER: Final = "="
 OUTCOME: Final = "o"
 CHARGED: Final = "c"

@@ -4,43 +4,18 @@ A process that opens a store reads all counters from the database, and then foll
 decision: a counter that it does not have is empty.
 """
 
-import contextlib
 import itertools
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.locks import FileLock
-from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import call_log, log_lines
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
-from mcpguard.stores.sqlite.log_records import Position, pack
 from mcpguard.stores.sqlite.places import Place, calls_of
-
-MOST_COUNTERS: Final = 65_536
-"""The most counters that a store has. A usual one takes about 300 bytes, and 1.5 µs when a store is opened. Beyond it calls
-that need another one are refused: counters that are in use are never forgotten."""
-
-_CROWDED_SHARE: Final = 7 / 8
-"""From this share of the most counters on, expired counters are looked for."""
-
-_LOOKED_AT: Final = 256
-"""Among how many counters, each time: a call may wait for that. So all are looked at before the store is full."""
-
-TURN_SHARE: Final = 0.8
-"""The share of its timeout that a call may wait for its turn."""
-
-CHUNKS_IN_TURN: Final = 8
-"""How much of the log is read in a turn, in chunks of about 15 records. Who has more to read lets others take turns."""
-
-_TRIES: Final = 5
-"""How often to start over if the log moves on while the database is read."""
 
 _FOLLOWED: Final = frozenset(
     {log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED, log_lines.MERGED, log_lines.WRITTEN_BACK, call_log.NOTED}
@@ -132,159 +107,6 @@ class Memory:
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""
         return max((log[-2] for log in self.states.values() if log), default=0)
-
-
-class Follower:
-    """One process at the call log. It reads the records that others have appended, and appends its own in its turn.
-
-    Args:
-        log: The log.
-        turn_lock: The lock on it; not held.
-        memory: The counters.
-        at: The position up to which `memory` has all records.
-        clock: The store's time.
-        load: Reads counters and position from the database.
-        timeout_s: How long a decision may take. It waits for its turn for a part of that.
-
-    Attributes:
-        memory: The counters that the process has read.
-        at: The position up to which it has read the log.
-        most_counters: See `MOST_COUNTERS`.
-    """
-
-    def __init__(
-        self,
-        log: CallLog,
-        turn_lock: FileLock,
-        memory: Memory,
-        at: Position,
-        *,
-        clock: Clock,
-        load: Callable[[], tuple[Memory, Position]],
-        timeout_s: float,
-    ) -> None:
-        self.memory = memory
-        self.at = at
-        self.turn_lock = turn_lock
-        self.clock = clock
-        self.most_counters = MOST_COUNTERS
-        self._log = log
-        self._load = load
-        self._timeout_s = timeout_s
-        self._prepared_at = at
-        self._has_company = False  # whether others have appended something before the last turn
-
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the lock on the call log, with every record read that others have appended.
-
-        Raises:
-            OSError, sqlite3.Error: The log or the database cannot be read.
-            StoreUnavailable: The lock did not come free in time, or the log is damaged.
-        """
-        self.prepare()
-        self.take_turn()
-        try:
-            yield
-        finally:
-            self.turn_lock.release()
-
-    def prepare(self) -> None:
-        """Do what can be done before a turn, so that others do not wait for it: drop expired counters, and read the log.
-
-        The log is read if others have appended something before the last turn; and if there are places, so that no dead process
-        is examined whose places others have freed.
-        """
-        if len(self.memory.states) > self.most_counters * _CROWDED_SHARE:
-            self.make_room()
-        self._prepared_at = self.at
-        if self._has_company or self.memory.places:
-            self.follow()
-
-    def take_turn(self) -> None:
-        """Hold the lock on the call log as `turn` does. The caller releases `turn_lock`: so a call pays for no generator."""
-        for tries_left in range(_TRIES, -1, -1):
-            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
-                raise StoreUnavailable(
-                    f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
-                )
-            try:
-                if self._log.folder.may_have_changed():
-                    self._log.check()
-                if not tries_left:
-                    self.follow()  # others always have appended much
-                if not tries_left or self._log.ends_at(self.at) or self._reads_all():
-                    self._has_company = self.at is not self._prepared_at
-                    return
-            except BaseException as error:
-                self.turn_lock.release()
-                if not isinstance(error, Lost) or not tries_left:
-                    raise
-            else:
-                self.turn_lock.release()
-            self.follow()  # it is long, or needs the database: others must not wait for that
-
-    def _reads_all(self) -> bool:
-        """Read what others have appended, unless it is so much that others must not wait. Returns whether all of it is read."""
-        return any(not self._read_some() or self._log.ends_at(self.at) for _ in range(CHUNKS_IN_TURN))
-
-    def follow(self) -> None:
-        """Read the records that others have appended."""
-        for _ in range(_TRIES):
-            try:
-                while self._read_some():
-                    pass
-            except Lost:
-                self._log.check()
-                self._reload()
-            else:
-                return
-        raise Lost(self._log.path)
-
-    def follow_some(self) -> bool:
-        """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""
-        self.make_room()
-        try:
-            return self._read_some() and not self._log.ends_at(self.at)
-        except Lost:
-            self.follow()
-            return False
-
-    def _read_some(self) -> bool:
-        found = self._log.some(self.at)
-        self.memory.apply([text for text, _ in found])
-        if found:
-            self.at = found[-1][1]
-        return bool(found)
-
-    def _reload(self) -> None:
-        """Read the counters from the database again, because records that this process had not read yet were overwritten."""
-        if self._log.drained().end <= self.at.end:
-            raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
-        self.memory, self.at = self._load()
-
-    def append(self, texts: Sequence[str]) -> None:
-        """Append a record for each text, or none, also into the room that calls leave. The caller has the turn."""
-        data, after = pack(self.at, texts)
-        self._log.append(self.at, data, uses_reserve=True)
-        self.memory.apply(texts)
-        self.at = after
-
-    @property
-    def is_full(self) -> bool:
-        """Whether there must be no other counter."""
-        return len(self.memory.states) >= self.most_counters
-
-    def make_room(self) -> None:
-        """Drop the counters that have expired among some: next time among others."""
-        states, windows = self.memory.states, self.memory.windows
-        now_us, excess = self.clock(), max(0, len(states) - self.most_counters)
-        for key in list(itertools.islice(states, _LOOKED_AT + 2 * excess)):  # those that were looked at longest ago
-            log = states.pop(key)
-            if log and log[-2] > now_us - windows[key]:
-                states[key] = log
-            else:
-                del windows[key]
 
 
 _MAX_SUM: Final = (1 << 32) - 1

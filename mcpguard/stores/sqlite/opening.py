@@ -14,9 +14,8 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import call_log, database
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
-from mcpguard.stores.sqlite.log_records import START
-from mcpguard.stores.sqlite.memory import Follower
+from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, beside, log_path
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.reader import SqliteReader
 
 OPEN_TIMEOUT_S: Final = 2.0

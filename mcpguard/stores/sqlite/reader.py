@@ -22,9 +22,8 @@ from mcpguard.session.audit import Outcome, Row, is_whole, whole_members
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, CounterUse, StoredRow, Wanted
 from mcpguard.stores.rows import Losses, Pages
-from mcpguard.stores.sqlite import call_log, database, log_lines, log_records
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
-from mcpguard.stores.sqlite.log_records import START, Position
+from mcpguard.stores.sqlite import call_log, database, log_lines
+from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, beside, log_path
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.places import alive
 
@@ -205,7 +204,7 @@ class SqliteReader(Pages):
                 page, at, before = self._ask_for_texts(functools.partial(ask, at, before))
                 yield [one for one in page if wanted is None or wanted.admits_row(one.row, one.outcome)], at
         if not newest_first:
-            yield of_log, max(after, first - 1 + sum(map(log_records.rows_in, texts)))
+            yield of_log, max(after, first - 1 + sum(map(call_log.rows_in, texts)))
 
     def _condition(self, wanted: Wanted | None) -> tuple[str, int]:
         """A condition in SQL that the wanted rows meet, and others may, too; and an id that no wanted row is below.

@@ -31,8 +31,7 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.call_log import LogFull
-from mcpguard.stores.sqlite.decider import Decider
-from mcpguard.stores.sqlite.memory import MOST_COUNTERS
+from mcpguard.stores.sqlite.follower import MOST_COUNTERS, Decider
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.places import Owner
 

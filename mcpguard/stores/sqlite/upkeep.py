@@ -17,10 +17,9 @@ from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import QUIET_S, Pauses, wall_us
 from mcpguard.stores.sqlite import database, draining, log_lines, places
-from mcpguard.stores.sqlite.call_log import damaged
+from mcpguard.stores.sqlite.call_log import Position, damaged
 from mcpguard.stores.sqlite.database import PAGE_BYTES
 from mcpguard.stores.sqlite.draining import Drain, row_bytes
-from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.opening import Files, locked, open_files
 from mcpguard.stores.sqlite.reader import SqliteReader
 

@@ -14,7 +14,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.memory import SharedMemory
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
-from mcpguard.stores.sqlite.log_records import START, pack
+from mcpguard.stores.sqlite.call_log import START, pack
 from tests.build import START_US
 from tests.stores.conftest import before_each, broken, open_descriptors
 from tests.stores.outage import moody

@@ -17,7 +17,7 @@ from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.sqlite import call_log, database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from mcpguard.stores.sqlite.memory import MOST_COUNTERS
+from mcpguard.stores.sqlite.follower import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import pwrite
-from mcpguard.stores.sqlite import call_log, log_records
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, create
-from mcpguard.stores.sqlite.log_records import START, Position, pack
+from mcpguard.stores.sqlite import call_log
+from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, create, pack
 from tests.stores.conftest import open_descriptors
 from tests.stores.sqlite.conftest import overwrite
 
@@ -185,7 +184,7 @@ def test_what_the_file_takes_in_parts_is_written_as_a_whole(log: CallLog, path: 
 
 def test_a_record_longer_than_readers_can_read_is_refused(path: Path) -> None:
     create(path, KEY)
-    longest = "ä" * (log_records.MAX_TEXT_BYTES // 2)
+    longest = "ä" * (call_log.MAX_TEXT_BYTES // 2)
     with contextlib.closing(CallLog(path)) as log:
         at = put(log, START, longest)
         with pytest.raises(StoreUnavailable, match="takes no record of 2097153 bytes"):

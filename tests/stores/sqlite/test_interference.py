@@ -17,9 +17,8 @@ from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.sqlite import call_log, database
-from mcpguard.stores.sqlite.call_log import CallLog, LogFull, leave_note, log_path
-from mcpguard.stores.sqlite.log_records import Position
-from mcpguard.stores.sqlite.memory import Follower
+from mcpguard.stores.sqlite.call_log import CallLog, LogFull, Position, leave_note, log_path
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.build import WALL_US, Session

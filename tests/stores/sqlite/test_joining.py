@@ -18,8 +18,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import FileLock, lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.sqlite import database, opening
-from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from mcpguard.stores.sqlite.log_records import START
+from mcpguard.stores.sqlite.call_log import START, CallLog, beside, log_path
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep
 from tests.stores.conftest import FakeClock, broken, open_descriptors
 from tests.stores.sqlite.conftest import Begin, Open, drain, locked, lose_newest_pages, take_log_of_another, used, waiting_bytes

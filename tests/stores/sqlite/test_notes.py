@@ -6,7 +6,8 @@ import pytest
 
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.sqlite.call_log import leave_note, note_line
-from mcpguard.stores.sqlite.memory import Follower, Memory
+from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.memory import Memory
 from tests.build import WALL_US, Session
 from tests.stores.conftest import around_next
 from tests.stores.sqlite.conftest import Open, Times, ask, locked, rows

@@ -12,8 +12,7 @@ from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database
-from mcpguard.stores.sqlite.call_log import log_path
-from mcpguard.stores.sqlite.log_records import Position
+from mcpguard.stores.sqlite.call_log import Position, log_path
 from mcpguard.stores.sqlite.reader import SqliteReader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import SqliteUpkeep

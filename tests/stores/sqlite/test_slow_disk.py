@@ -17,9 +17,8 @@ from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite import call_log, database
-from mcpguard.stores.sqlite.call_log import CallLog, leave_note
-from mcpguard.stores.sqlite.log_records import START
-from mcpguard.stores.sqlite.memory import Follower
+from mcpguard.stores.sqlite.call_log import START, CallLog, leave_note
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session
 from tests.callers import Caller

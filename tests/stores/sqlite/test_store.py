@@ -22,7 +22,7 @@ from mcpguard.stores import clock, filesystem
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import call_log, database, draining, log_records, opening
+from mcpguard.stores.sqlite import call_log, database, draining, opening
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import SqliteReader
@@ -198,7 +198,7 @@ def test_a_reader_that_comes_while_a_store_is_created_reads_it(
 def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, begin: Begin) -> None:
     begin().call_and_end(3)
     with contextlib.closing(sqlite3.connect(path)) as db, db:
-        database.set_position(db, log_records.START)  # as before the rows were written
+        database.set_position(db, call_log.START)  # as before the rows were written
     with pytest.raises(StoreUnavailable) as raised:
         list(SqliteAddress(str(path)).prune(Options(), wall_us()))
     assert "is damaged: its parts do not belong together (UNIQUE constraint failed" in raised.value.message
