@@ -18,13 +18,12 @@ from pathlib import Path
 import mcpguard
 from tests.pages import renewed
 
-from . import calls, flat, rates, regression
+from . import calls, rates, regression, sizes
 from .rounds import PAGE, Effort, Row, markdown
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, SDK_SERVER, TINY_SERVER, Variant
 
-FLAT = "flat"
-NAMES = ("sdk", "calls", "paced", "redis", "pipelined", "wrappers", "streams", "first-answer", "hook", FLAT)
+NAMES = ("sdk", "calls", "paced", "redis", "pipelined", "wrappers", "streams", "first-answer", "hook", "sizes")
 
 EPILOG = """\
 variants: bare = the server alone; least = two blocking loops in Python, nothing read; cat = SERVER | cat;
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     names: Sequence[str], folder: Path, effort: Effort, *, peers: Sequence[Variant] = (), guard: Variant = GUARD
 ) -> list[Row]:
-    """What is measured under these names, but for the curves of `flat`."""
+    """What is measured under these names."""
     relays = [BARE, LEAST, guard, *peers]
     measures: Mapping[str, Callable[[Path], list[Row]]] = {
         "sdk": lambda folder: [
@@ -71,6 +70,7 @@ def measure(
             "a server that boots in 1.7 ms", relays, TINY_SERVER, effort.of(21), folder
         ),
         "hook": lambda folder: calls.measure_hook(effort, folder, guard),
+        "sizes": lambda folder: sizes.measure(effort, folder, guard),
     }
     found: list[Row] = []
     for name in names:
@@ -82,17 +82,13 @@ def measure(
 
 def _show(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    names = options.only or NAMES
     with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as root:
-        table = markdown(measure([name for name in names if name != FLAT], Path(root), Effort(), peers=options.peer))
-        curves = flat.markdown(flat.measure(Effort(), Path(root, FLAT))) if FLAT in names else ""
-    if options.docs:  # those figures of the manual that were measured
-        page = PAGE.read_text("utf-8")
-        page = page if options.only else renewed(page, "figures", table)
-        PAGE.write_text(renewed(page, "curves", curves) if curves else page, "utf-8")
+        table = markdown(measure(options.only or NAMES, Path(root), Effort(), peers=options.peer))
+    if options.docs:
+        PAGE.write_text(renewed(PAGE.read_text("utf-8"), "figures", table), "utf-8")
     took = time.monotonic() - started
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s")
-    print(table, curves, sep="\n")
+    print(table)
     return 0
 
 
@@ -122,7 +118,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     peer = "another program to measure; PREFIX stands before the server's command"
     parser.add_argument("--peer", action="append", default=[], type=_peer, metavar="NAME=PREFIX", help=peer)
     for name, text in (
-        ("--docs", "put the figures into docs/performance.md; the first table needs a full run"),
+        ("--docs", "put the figures of a full run into docs/performance.md"),
         ("--check", "only compare with references.toml; fail if mcpguard takes over a quarter more"),
         ("--renew", "only measure the ratios in references.toml anew"),
     ):

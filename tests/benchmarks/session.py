@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -123,15 +123,6 @@ class Session:
         """CPU time of the started process alone, without the server it started."""
         return time.clock_gettime_ns(~self._process.pid << 3 | 2)  # as Linux makes the id of a process's CPU clock
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stop the started process alone, without the server it started, for a while."""
-        os.kill(self._process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(self._process.pid, signal.SIGCONT)
-
     def kill(self) -> None:
         self._process.kill()
 
@@ -151,25 +142,16 @@ class Session:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def ping_pong(
-    session: Session,
-    count: int,
-    pause_us: int = 0,
-    *,
-    tools: Sequence[bytes] = (b"echo",),
-    between: Callable[[], object] | None = None,
-) -> list[float]:
-    """Make calls, one at a time, of these tools in turn; the time of each in microseconds, without what is done before it."""
+def ping_pong(session: Session, count: int, pause_us: int = 0) -> list[float]:
+    """Make calls, one at a time; the time of each in microseconds, without the pause before it."""
     ids = session.ids(count)
-    calls = [echo_call(request_id, tools[at % len(tools)]) for at, request_id in enumerate(ids)]
+    calls = [echo_call(request_id) for request_id in ids]
     answers: list[bytes] = []
     times_us: list[float] = []
     stdin_fd, stdout_fd = session.stdin_fd, session.stdout_fd
     for call in calls:
         if pause_us:
             time.sleep(pause_us / 1e6)
-        if between:
-            between()
         before = time.perf_counter_ns()
         os.write(stdin_fd, call)
         answer = os.read(stdout_fd, READ_BYTES)

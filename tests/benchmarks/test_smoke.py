@@ -3,23 +3,16 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mcpguard.policy.model import Call
-from mcpguard.policy.parse import parse
-from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest
-from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import PATIENT_MS
 from tests.pages import renewed
 
-from . import flat, regression
-from .__main__ import FLAT, NAMES, measure
-from .flat import CHARGES, fill_counters, fill_rows, tool_name, user_name
+from . import regression
+from .__main__ import NAMES, measure
 from .regression import check
 from .rounds import PAGE, Effort, markdown
 from .session import BenchmarkError
@@ -34,27 +27,11 @@ def test_every_figure_of_the_manual_is_measured_and_has_its_place(tmp_path: Path
     config = tmp_path / "config.toml"
     config.write_text(f"[store]\ntimeout_ms = {PATIENT_MS}\n")
     guard = replace(GUARD, env={**GUARD.env, "MCPGUARD_CONFIG": str(config)})
-    measured = measure([name for name in NAMES if name not in {"sdk", FLAT}], tmp_path, TINY, guard=guard)
-    curves = flat.measure(TINY, tmp_path / FLAT, {title: points[:1] for title, points in flat.points().items()}, guard)
+    measured = measure([name for name in NAMES if name != "sdk"], tmp_path, TINY, guard=guard)
     page = PAGE.read_text(encoding="utf-8").replace("1 / 4 / 16 clients", "1 / 2 clients")
-    made = renewed(renewed(page, "figures", markdown(measured)), "curves", flat.markdown(curves))
+    made = renewed(page, "figures", markdown(measured))
     heads = [re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE) for text in (made, page)]
     assert heads[0] == [head for head in heads[1] if " SDK" not in head], "a server on the SDK takes long to start"
-
-
-def test_what_a_store_was_filled_with_is_read_and_counted_on_from(tmp_path: Path) -> None:
-    path, policy = tmp_path / "store.db", parse(flat.EACH_USER_AND_TOOL)
-    SqliteStore(path).close()
-    fill_rows(path, 700, over_s=3600)
-    fill_counters(path, policy, users=3, tools=2)
-    call = Call(user_name(2), "bench::interactive::default", "bench", tool_name(1))
-    with closing(SqliteStore(path)) as store:
-        (verdict,) = store.decide([DecisionRequest(call, policy.plan(call), '{"namespace":"default"}')], Journal("0" * 16))
-        assert (verdict.row_id, verdict.count) == (701, CHARGES + 1)
-        assert not store.warnings
-        with pytest.raises(BenchmarkError):
-            flat.wait_for_upkeep(path, 0)
-    flat.wait_for_upkeep(path)
 
 
 def test_a_command_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
