@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard
+from tests.cli.command import mcpguard, objects, output
 from tests.redis_servers import running
 
 from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, serving, sqlite_url, total
@@ -107,3 +107,74 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
     assert len(rows) == 1000, said
     assert len(calls) == len({*calls})
     assert {*calls} <= {*rows}, said
+
+
+RULES = (
+    rule(tool="hang", concurrent=1)
+    + rule("1/1h", tool="fail", count="errors")
+    + rule("10/1h", tool="report", count="cost")
+    + '[[cost]]\ntool = "report"\ncost = 4\n\n'
+    + rule("1/1h", tool="poll", per=["arguments"])
+    + rule("1/1s", tool="turn", wait="20s")
+)
+
+
+def reason(answer: Message) -> str:
+    return str(answer["error"]["data"]["reason"]) if "data" in answer.get("error", {}) else ""
+
+
+def test_calls_in_flight_errors_cost_and_equal_arguments_are_counted_over_all_wrappers(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), rules=RULES) as one, Host(tmp_path, *script("obedient")) as other:
+        one.send(call("in flight", "hang"))
+        one.notification("notifications/hanging")
+        assert reason(other.call(1, "hang")) == "concurrent"
+        assert one.call(2, "fail")["error"]["code"] == -32603
+        assert reason(other.call(2, "fail")) == "failing"
+        for host in (one, other):
+            assert "result" in host.call(3, "report")
+        assert reason(one.call(4, "report")) == "rate_limited"
+        assert "result" in one.call(5, "poll", {"page": 1})
+        assert "result" in other.call(5, "poll", {"page": 2})
+        assert reason(other.call(6, "poll", {"page": 1})) == "rate_limited"
+        one.kill()
+        one.wait()
+        other.send(call(7, "hang"))
+        other.notification("notifications/hanging")
+
+
+def test_a_call_that_waits_is_forwarded_when_there_is_room_and_others_pass_it(tmp_path: Path) -> None:
+    with serving(tmp_path, rules=RULES) as host:
+        host.send(call(1, "turn"), call(2, "turn"), call(3, "free"))
+        assert [host.message()["id"] for _ in range(3)] == [1, 3, 2]
+    (waited,) = (row["waited_ms"] for row in host.audit() if "waited_ms" in row)
+    assert 0 < waited <= 20_000
+
+
+TWO = {"MCPGUARD_NAMESPACE": "two"}
+WHO = ("--user", "alice", "--server", "crm")
+
+
+def calls(home: Path, env: dict[str, str], *tools: str) -> list[int]:
+    """How calls in a namespace are answered: 200, or the error's code."""
+    with serving(home, options=WHO, env=env) as host:
+        answers = [host.call(at, tool) for at, tool in enumerate(tools)]
+    return [answer.get("error", {}).get("code", 200) for answer in answers]
+
+
+def test_each_has_counters_and_an_audit_of_its_own_for_calls_and_commands(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[store]\nnamespace = "one"\n')
+    policy(tmp_path, rule("1/1h", user="*", tool="*") + rule("deny", tool="never"))
+    assert calls(tmp_path, {}, "search", "search", "never") == [200, 429, 403]
+    assert calls(tmp_path, TWO, "search") == [200]
+    for env, name, tools in (({}, "one", ["search", "search", "never"]), (TWO, "two", ["search"])):
+        rows = objects(tmp_path, "audit", "tail", "--json", "-n", "100", **env)
+        assert {row["namespace"] for row in rows} == {name}
+        assert [row["tool"] for row in rows if "tool" in row] == tools
+    assert "1 counter reset" in output(tmp_path, "reset", "--yes", **TWO)
+    for env, count in (({}, 1), (TWO, 0)):
+        found = json.loads(output(tmp_path, "policy", "explain", *WHO, "--tool", "search", "--json", **env))
+        assert [left["count"] for one in found["rules"] for left in one["limits"]] == [count]
+    assert calls(tmp_path, TWO, "search") == [200]
+    assert calls(tmp_path, {}, "search") == [429]
+    assert "has matched none" not in output(tmp_path, "policy", "check")
+    assert "rule 2 (tool=never) has matched none" in output(tmp_path, "policy", "check", **TWO)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from mcpguard.relay import upstream
+from mcpguard.relay import guard, upstream
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import MAX_QUEUED_BYTES, ClientOutput
 from mcpguard.relay.process import ServerProcess
@@ -27,7 +28,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
-from mcpguard.wire.frames import Frame
+from mcpguard.wire.frames import Frame, MessageReader
 from tests.build import raising
 from tests.end_to_end.host import has_bytes, release, until
 from tests.relay.conftest import made
@@ -678,3 +679,20 @@ def test_a_held_call_ends_with_its_client_and_is_not_forwarded(one_at_once: Line
     assert one_at_once.client_ended.wait(30)
     one_at_once.answer(1)
     assert os.read(one_at_once.server_reads, 100) == b"", "the server's input has ended"
+
+
+CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search","arguments":{"query":"x"}}}'
+
+
+def test_after_the_rehearsal_the_first_call_compiles_no_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = parse('[[rule]]\ntool = "se*"\nlimit = "1/1h"\n')
+    re.purge()
+    guard.rehearse(ALICE, policy)
+    session, compiled = Session(ALICE, policy, Journal("")), []
+    monkeypatch.setattr("re._compiler.compile", lambda *pattern: compiled.append(pattern))
+    assert session.judge(MessageReader().read([CALL]), 0)
+    assert not compiled
+
+
+def test_a_rehearsal_without_a_policy_judges_nothing() -> None:
+    guard.rehearse(ALICE, PolicyError("broken"))

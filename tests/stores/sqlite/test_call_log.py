@@ -1,4 +1,5 @@
-"""The call log: a ring of records, each of which is there completely or not at all, even if its writer is killed."""
+"""The call log: a ring of records, each of which is there completely or not at all, even if its writer
+is killed; and the notes that hooks leave in it."""
 
 import contextlib
 import json
@@ -15,10 +16,14 @@ from hypothesis import strategies as st
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import pwrite
+from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.sqlite import call_log
-from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, create, pack
-from tests.stores.conftest import open_descriptors
-from tests.stores.sqlite.conftest import overwrite
+from mcpguard.stores.sqlite.call_log import START, CallLog, Lost, Position, create, leave_note, note_line, pack
+from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.memory import Memory
+from tests.build import WALL_US, Session
+from tests.stores.conftest import around_next, open_descriptors
+from tests.stores.sqlite.conftest import Open, Times, ask, locked, overwrite, rows
 
 KEY = bytes(32)
 SMALL = 128 * 1024
@@ -206,3 +211,55 @@ def test_a_reader_takes_the_records_before_a_damaged_one_and_none_after_it(lengt
         overwrite(log.path, 4096 + damaged, bytes([byte ^ damage]))
         whole = sum(end <= damaged for end in ends)
         assert [int(text.split()[0]) for text in texts(log)] == list(range(whole))
+
+
+NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
+
+
+def leave(path: Path, note: AgentNote = NOTE, *, wall: int = WALL_US, timeout_s: float = 5.0) -> bool:
+    return leave_note(path, "default", note, wall_us=wall, timeout_s=timeout_s)
+
+
+def test_a_note_creates_no_store(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        leave(tmp_path / "none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_wait_for_the_lock_is_bounded(path: Path, open_store: Open) -> None:
+    open_store().close()
+    with locked(path, "-calls"):
+        assert not leave(path, timeout_s=0.1)
+    assert leave(path)
+
+
+def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(path: Path, open_store: Open, times: Times) -> None:
+    store, (clock, wall) = open_store(), times
+    leave(path, AgentNote("old", "a::b::c"), wall=WALL_US - NOTE_KEPT_US - 1)
+    leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
+    leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
+    assert [store.take_note("default", key) for key in ("old", "late")] == ["", ""]
+    store.tend()
+    assert (rows(path, "agent_note"), ask(path, "SELECT tool_use_id FROM agent_note")) == (1, "new")
+    wall.now_us += NOTE_KEPT_US + 1
+    clock.pass_s(120)
+    Session(store, "mode = 'enforce'").call("x")
+    store.tend()
+    assert rows(path, "agent_note") == 0
+
+
+def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() -> None:
+    known = Memory()
+    for name, noted_us in (("old", WALL_US), ("new", WALL_US + 1), ("later", WALL_US + NOTE_KEPT_US + 1)):
+        known.apply([note_line("default", AgentNote(f"{name}{at}", "a"), noted_us) for at in range(10)])
+    assert sorted({key.rstrip("0123456789") for _, key in known.notes}) == ["later", "new"]
+    assert len(known.notes) == 20
+
+
+def test_a_note_that_two_processes_take_is_taken_once(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = open_store(), open_store()
+    leave(path)
+    taken: list[str] = []
+    around_next(monkeypatch, Follower, "turn", before=lambda: taken.append(one.take_note("default", "t1")))
+    assert other.take_note("default", "t1") == ""
+    assert taken == [NOTE.text]
