@@ -14,7 +14,7 @@ Theory of operation. `CircuitBreaker` does no I/O. Its owner tells it what happe
     connecting   open         it could not be opened                         trip
     closed       open         one of its operations failed                   trip
     open         half-open    a probe begins                                 begin_probe
-    half-open    closed       the store has received the whole outage log        close
+    half-open    closed       the store has received the outage log          close
     half-open    open         the probe failed                               trip
 """
 
