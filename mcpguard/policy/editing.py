@@ -107,6 +107,9 @@ def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
         if rule.has_limit and found.has_limit and rule.counts != found.counts:  # found by its cap
             message = f"rule {same[0] + 1} has these selectors, but its limit counts {found.counts}, not {rule.counts}"
             raise McpguardError(message, _ONE_BY_ONE)
+        if not _is_for_same(rule, found) and {part.key for part in found.parts} != keys:  # one of them has `N/session`
+            message = f"rule {same[0] + 1} ({found.text}) has limits per session for the same calls: {found.limits_text}"
+            raise McpguardError(message, "set the limits of that rule with its own --per, or remove it before")
         return same[0]
     for at, other in enumerate(policy.rules):
         is_other_part = rule.has_limit != other.has_limit and (rule.concurrent is None) != (other.concurrent is None)
@@ -148,7 +151,10 @@ def put(path: Path, table: dict[str, Any]) -> PolicyEdit:
         cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
         cleared |= {"warn": None} if rule.has_limit and not rule.rates else {}
         values = cleared | {key: table[key] for key in _EDITED if key in table}
-        return _put(file, "rule", _place(file.before, rule, table), table, values)
+        at = _place(file.before, rule, table)
+        if at is not None and "per" in table and not _is_for_same(rule, file.before.rules[at]):  # it has `N/session`
+            values["per"] = table["per"]
+        return _put(file, "rule", at, table, values)
 
 
 def _put(file: _Open, kind: str, at: int | None, table: dict[str, Any], values: dict[str, Any]) -> PolicyEdit:

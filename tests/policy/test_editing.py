@@ -524,6 +524,32 @@ def test_a_limit_per_session_is_a_rule_of_its_own_unless_it_is_set_together_with
     assert error.value.hint == "set the limits one after the other"
 
 
+@pytest.mark.parametrize(
+    ("old", "table", "new"),
+    [
+        ("limit = '9/session'", {"per": ["user", "session"], "limit": "5/1m"}, ("5/1m", "user,session")),
+        ("limit = '9/session'", {"per": ["user", "session"], "limit": "unlimited"}, ("unlimited", "user,session")),
+        ("per = ['user', 'session']\nlimit = '5/1m'", {"limit": "9/session"}, ("9/session", "user,session")),
+        ("limit = ['5/1m', '9/session']", {"per": ["user", "session"], "limit": "2/1m"}, None),
+        ("limit = '9/session'\nconcurrent = 2", {"per": ["user", "session"], "limit": "2/1m"}, None),
+        ("per = ['user', 'session']\nlimit = '5/1m'", {"limit": ["2/1m", "9/session"]}, None),
+    ],
+)
+def test_limits_per_session_written_in_either_way_are_replaced_only_if_nothing_else_changes(
+    file: Path, old: str, table: dict[str, Any], new: tuple[str, str] | None
+) -> None:
+    text = f'[[rule]]\nuser = "*"\n{old}\n'
+    write(file, text)
+    if new:
+        put(file, {"user": "*", **table})
+        (rule,) = parse(written(file)).rules
+        assert (rule.limits_text, rule.per_text) == new
+        return
+    with pytest.raises(McpguardError, match="has limits per session for the same calls"):
+        put(file, {"user": "*", **table})
+    assert written(file) == text
+
+
 @pytest.mark.parametrize(("count", "table"), [("calls", {"count": "errors"}), ("errors", {"count": "calls"}), ("cost", {})])
 def test_a_limit_beside_a_cap_is_not_replaced_by_one_of_another_count(file: Path, count: str, table: dict[str, Any]) -> None:
     text = f'{RULE}count = "{count}"\nconcurrent = 2\n'
