@@ -231,6 +231,7 @@ class Talk(Session):
     def carry_out(self, asked: Sequence[DecisionRequest] = ()) -> list[str]:
         """Have the store decide, and carry out what comes of it, as the relay does."""
         self.write_rows(self.wall())
+        self.settle()
         while asked:
             if self.store_failure or len(self.together) == self.fails_after:
                 asked = self.machine.undecided(self.store_failure)

@@ -209,6 +209,8 @@ class Dispatcher:
         if session.unwritten:
             with contextlib.suppress(StoreUnavailable):
                 store.append(session.rows(wall_us()))
+        if session.in_flight.endings:  # of calls that the client cancels: those after them may have their places
+            self._settle(session)
         while asked:
             try:
                 verdicts = store.decide(asked, session.journal)

@@ -14,10 +14,10 @@ The relay hands over what the client has written, and then asks the store whatev
 `output` returns all frames for the server and for the client. What else happens is told by other methods, such as
 `server_wrote` and `client_left`; what they answer comes with the next `output`.
 
-Before the store is asked, the relay writes the `rows` of what no limit decides, such as refused frames. After everything it
-tells the store of `endings` before the client gets a frame, and writes `lines` to stderr. The session does no I/O and reads no
-clock. What a verdict depends on and the session does not know, it asks the relay for: see `read_answers`, and `take_note` of
-`decision_requests`.
+Before the store is asked, the relay writes the `rows` of what no limit decides, such as refused frames. Before that, and before
+the client gets a frame, it tells the store of `endings`. After everything it writes `lines` to stderr. The session does no I/O
+and reads no clock. What a verdict depends on and the session does not know, it asks the relay for: see `read_answers`, and
+`take_note` of `decision_requests`.
 
 **The client** *waits* until `client_left`, then *has left*. mcpguard answers requests in the server's place only while the
 client waits: a client that has closed its side may fail on a frame that it no longer expects. Denials and refusals are sent in
@@ -207,6 +207,8 @@ class Session:
         """Drop the held call that a message cancels; returns whether there is one. Servers take no request for that."""
         key = _cancelled_key(message.params) if message.method == _CANCELLED and message.id is None else None
         if key is None or key not in self.held.calls:
+            if not self._to_decide:  # the calls after it, but none before it, may have the place of the one that it cancels
+                self._cancel(key)
             return False
         self.held.drop(key, "cancelled while it waited", self._now_us)
         self._unsent.append(key)
@@ -415,12 +417,18 @@ class Session:
         elif self._cancels_held(frame):  # one that was read together with it
             return b""
         elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
-            if self.in_flight.has_id(key):
-                self.read_answers()  # it may be answered: a client may cancel what it has the answer to
-            if key in self._unsent and not self.in_flight.has_id(key):
+            may_be_answered = self._cancel(key)
+            if key in self._unsent and not may_be_answered:
                 return b""
-            self.in_flight.cancel(key, self._now_us)
         return frame.raw
+
+    def _cancel(self, key: str | None) -> bool:
+        """Let the request end that the client cancels, if it is in flight. Returns whether the server may still answer it."""
+        if key is None or not self.in_flight.has_id(key):
+            return False
+        self.read_answers()  # it may be answered: a client may cancel what it has the answer to
+        self.in_flight.cancel(key, self._now_us)
+        return self.in_flight.has_id(key)
 
     def _add_due(self, most: int | None) -> None:
         """Put the held calls that are due, or the first of them, before everything else, so that no later call passes them."""

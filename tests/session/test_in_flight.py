@@ -194,6 +194,16 @@ def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: 
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok"]
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_call_has_the_place_of_one_that_is_cancelled_in_the_same_read(*, answered: bool) -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\n')
+    talk.client_calls("x", 1)
+    talk.unread += [{"id": 1, "result": {}}] if answered else []
+    assert talk.client(cancel(1), call_line("x", 2)) == [CANCELLATION, "forwarded 2"]
+    assert talk.client_calls("x", 3) == ["answered 3: 429"]
+    assert talk.client(call_line("x", 4), cancel(2)) == [CANCELLATION, "answered 4: 429"], "2 is still in flight"
+
+
 @pytest.fixture
 def three() -> RequestsInFlight:
     """Remembers three requests."""
