@@ -78,7 +78,7 @@ class Capped(NamedTuple):
 
     Attributes:
         warnings: Those that keep the callers of another rule below its limit.
-        notes: Other starter rules.
+        notes: Other starter rules; and those that apply in place of another rule.
     """
 
     warnings: list[str]
@@ -102,15 +102,21 @@ def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped
             for other in tightness.capping(at, tightness.starter):
                 noted.setdefault(other, []).append(at)
     noted = {other: ats for other, ats in noted.items() if other not in defeated}
-    return Capped(*([_still_caps(policy, *one, policy_option) for one in sorted(found.items())] for found in (defeated, noted)))
+    replaced: dict[int, list[int]] = {}
+    for at in set(range(len(policy.rules))) - tightness.starter:
+        for other in tightness.replacing(at):
+            replaced.setdefault(other, []).append(at)
 
+    def lines(found: dict[int, list[int]], how: str) -> list[str]:
+        return [
+            f"{label(policy, other)} {how.format(rule_numbers(ats))}, at"
+            f" {policy.rules[other]._replace(concurrent=None).limits_text};"
+            f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
+            for other, ats in sorted(found.items())
+        ]
 
-def _still_caps(policy: Policy, other: int, ats: Sequence[int], policy_option: Sequence[str]) -> str:
-    return (
-        f"{label(policy, other)} still caps calls of {rule_numbers(ats)} more tightly,"
-        f" at {policy.rules[other]._replace(concurrent=None).limits_text};"
-        f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
-    )
+    caps = "still caps calls of {} more tightly"
+    return Capped(lines(defeated, caps), lines(noted, caps) + lines(replaced, "applies in place of {} to calls of its agents"))
 
 
 def unset_command(policy: Policy, at: int, *, policy_option: Sequence[str] = ()) -> str:
@@ -316,6 +322,10 @@ class Tightness:
         others = range(len(self._rules)) if among is None else sorted(among)
         return [other for other in others if other != at and self._caps(other, at)]
 
+    def replacing(self, at: int) -> list[int]:
+        """The indexes of the starter rules that apply in place of a rule to some of its calls, in order."""
+        return [other for other in sorted(self.starter - {at}) if self._rules[at].is_overridden_by(self._rules[other])]
+
     def defeated(self) -> Iterator[tuple[int, int]]:
         """The rules that no caller can exhaust, each with a rule that caps all of its calls more tightly.
 
@@ -335,13 +345,22 @@ class Tightness:
 
     def _part_caps(self, wide: Rule, other: int, rule: Rule) -> bool:
         return (
-            _can_deny_first(wide, rule)
+            self._counts_all_of(wide, rule)
+            and _can_deny_first(wide, rule)
             and wide.may_meet(rule)
             and _spans(wide, rule, ("tool", "server"))
             and not wide.is_overridden_by(rule)
             and not rule.is_overridden_by(wide)  # an exception from it
             and not any(wide.is_overridden_by(one) and _spans(one, rule, SELECTORS) for one in self._narrower[other])
         )
+
+    def _counts_all_of(self, wide: Rule, rule: Rule) -> bool:
+        """Whether a rule counts at least as much of each call as another one counts. A call costs at least 1."""
+        if wide.counts == rule.counts:
+            return True
+        if wide.counts == "calls" and rule.counts == "cost":
+            return not any(cost.units > 1 and rule.may_meet(cost.pattern) for cost in self._policy.costs)
+        return (wide.counts, rule.counts) in {("cost", "calls"), ("calls", "errors"), ("cost", "errors")}
 
     def _defeats(self, other: int, at: int) -> bool:
         """Whether a rule that caps the calls of another one keeps callers below its limit."""
@@ -372,9 +391,8 @@ def can_deny_beside(rate: Rate, other: Rate) -> bool:
 
 
 def _can_deny_first(wide: Rule, rule: Rule) -> bool:
-    counts_alike = rule.counts == wide.counts or (rule.counts == "calls" and wide.counts == "cost")  # a call costs at least 1
     split_further = {ARGUMENTS, SESSION} & wide.per - rule.per  # as far as a caller likes: it caps only what has no limit
-    if rule.deny or wide.observe or not counts_alike or (split_further and rule.rates):
+    if rule.deny or wide.observe or (split_further and rule.rates):
         return False
     return any(all(can_deny_beside(one, other) for other in rule.rates) for one in wide.rates)
 

@@ -37,6 +37,12 @@ def test_the_commands_that_drop_a_tighter_rule_name_the_file(tmp_path: Path) -> 
     assert "removed the rule" in mcpguard(tmp_path, *shlex.split(drop)).stdout
 
 
+def test_set_names_the_starter_rules_that_apply_in_place_of_the_new_rule(tmp_path: Path) -> None:
+    said = output(tmp_path, "policy", "set", "--user", "*", "--agent", "*", "deny").splitlines()
+    assert said[-5] == "Rules 1, 2, 3 and 4 apply in its place to calls of their agents. To drop them:"
+    assert said[-1] == "  30/1m: mcpguard policy unset --user '*' --agent '*::api::*'"
+
+
 @pytest.mark.parametrize(
     "argv",
     ["--agent '*::interactive::*' 50/1h", "--agent '*::api::*' --tool x --count errors 5/1h", "--agent a::b::c --concurrent 2"],

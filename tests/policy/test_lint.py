@@ -279,11 +279,28 @@ def capping(*texts: str, head: str = "") -> list[int]:
         ("user='alice' limit='unlimited'", [1, 2, 3, 4]),
         ("user='alice' limit='deny'", []),
         ("user='*' limit='30/1m' count='cost'", []),
+        ("user='*' limit='31/1m' count='cost'", [3, 4]),
+        ("user='*' limit='31/1m' count='cost'\n[[cost]]\ntool='a'\ncost=2", []),
+        ("user='*' limit='31/1m' count='errors'", [3, 4]),
         ("user='*' concurrent=9", []),
     ],
 )
 def test_the_starter_rules_that_cap_the_calls_of_a_rule_more_tightly_are_found(text: str, numbers: list[int]) -> None:
     assert capping(text, head=STARTER) == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("user='*' agent='*' limit='deny'", [1, 2, 3, 4]),
+        ("user='*' agent='Cursor::*::*' limit='500/1m'", []),  # neither is narrower
+        ("user='*' limit='deny'", []),
+        ("user='*' agent='*::api::*' tool='a' limit='deny'", []),
+    ],
+)
+def test_the_starter_rules_that_apply_in_place_of_a_rule_are_noted(text: str, numbers: list[int]) -> None:
+    notes = still_capped(policy(text, head=STARTER)).notes
+    assert [place(one)[1] for one in notes if "applies in place of rule 5" in one] == numbers
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def set_(settings: Settings, **given: Any) -> None:
     unlimited. If the file has a rule with the same selectors, --per and --count, its limit is replaced. A limit per session has
     session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap, its wait and its
     warning, and unlimited its warning. Otherwise a rule is added. Comments and the order of the file are kept.
-    Names the rules that still cap the same calls more tightly, with the commands that drop them.
+    Names the rules that still cap the same calls more tightly, or apply in its place, with the commands that drop them.
 
     \b
     Examples:
@@ -111,15 +111,19 @@ def set_(settings: Settings, **given: Any) -> None:
 
 
 def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> None:
-    """Name the rules that still cap the calls of a rule more tightly, with the commands that drop them."""
-    others = Tightness(policy).capping(at)
-    if others:
-        numbers = series([str(other + 1) for other in others])
-        rules, them = (f"Rules {numbers} still cap", "them") if len(others) > 1 else (f"Rule {numbers} still caps", "it")
-        click.echo(f"{rules} some of these calls more tightly. To drop {them}:")
-    for other in others:
-        command = unset_command(policy, other, policy_option=policy_option)
-        echo(f"  {policy.rules[other]._replace(concurrent=None).limits_text}: {command}")
+    """Name the rules that cap calls of a rule more tightly, or apply in its place, with the commands that drop them."""
+    tightness = Tightness(policy)
+    for others, many, one in (
+        (tightness.capping(at), "still cap some of these calls more tightly", "still caps some of these calls more tightly"),
+        (tightness.replacing(at), "apply in its place to calls of their agents", "applies in its place to calls of its agents"),
+    ):
+        if others:
+            numbers = series([str(other + 1) for other in others])
+            rules, them = (f"Rules {numbers} {many}", "them") if len(others) > 1 else (f"Rule {numbers} {one}", "it")
+            click.echo(f"{rules}. To drop {them}:")
+        for other in others:
+            command = unset_command(policy, other, policy_option=policy_option)
+            echo(f"  {policy.rules[other]._replace(concurrent=None).limits_text}: {command}")
 
 
 def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -> Iterator[str]:
