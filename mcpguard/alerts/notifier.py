@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from mcpguard.alerts import Way
 from mcpguard.alerts.events import Event, Record, admit
 from mcpguard.light_typing import TYPE_CHECKING, Final
+from mcpguard.text.printing import plural
 
 if TYPE_CHECKING:
     import subprocess
 
 MOST_NOTED: Final = 1024
+"""How many events wait. If there are more, the oldest are dropped. A storm of denials is an event a second."""
+
 MOST_DUE: Final = 16
-"""How many events and messages wait. If there are more, the oldest are dropped. A storm of denials is an event a second."""
+"""While so many messages wait, events wait: only what becomes a message counts as told."""
 
 
 class Notifier:
@@ -35,7 +38,7 @@ class Notifier:
         self._path = os.path.join(os.path.dirname(database), "notified.json")
         self._error = error
         self._noted: deque[Event] = deque(maxlen=MOST_NOTED)
-        self._due: deque[tuple[Way, dict[str, object]]] = deque(maxlen=MOST_DUE)
+        self._due: deque[tuple[Way, dict[str, object]]] = deque()
         self._process: subprocess.Popen[bytes] | None = None  # which sends a message
         self._has_failed = False
         self._lock = threading.Lock()  # at the end two threads may tend
@@ -53,7 +56,7 @@ class Notifier:
                 self._fail(str(error))
 
     def _tend(self) -> None:
-        while self._noted:
+        while self._noted and len(self._due) < MOST_DUE:
             event = self._noted.popleft()
             ways = [way for way in self._ways if event.kind in way.on]
             if ways and (more := admit(event, self._path, self._ways)) is not None:
@@ -76,9 +79,12 @@ class Notifier:
         while self._process and time.monotonic() < until_s:
             time.sleep(0.01)
             self.tend()
-        while self._noted or self._due:
+        untold, self._noted = self._noted, deque()
+        while self._due:
             self._process = None
             self.tend()
+        if untold := [event for event in untold if any(event.kind in way.on for way in self._ways)]:
+            self._fail(f"{plural(len(untold), 'event')} came when {MOST_DUE} messages were due, and then the session ended")
 
 
 def start(way: Way, message: dict[str, object]) -> "subprocess.Popen[bytes]":

@@ -12,7 +12,7 @@ import pytest
 
 from mcpguard.alerts import Way, deliver
 from mcpguard.alerts.deliver import desktop
-from mcpguard.alerts.notifier import Notifier
+from mcpguard.alerts.notifier import MOST_DUE, Notifier
 from tests.alerts.test_events import DENIED, GONE, WARNED
 from tests.alerts.webhook import Webhook, webhook
 from tests.end_to_end.host import DEADLINE_S, ROOT, until
@@ -111,6 +111,23 @@ def test_messages_are_sent_one_after_another(tmp_path: Path, hook: Webhook) -> N
     hook.answers.set()
     teller.tell()
     assert len(read(tmp_path / "got")) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of processes that the end does not wait for
+def test_events_wait_while_many_messages_are_due_and_those_left_at_the_end_do_not_count_as_told(
+    tmp_path: Path, hook: Webhook
+) -> None:
+    hook.answers.clear()
+    teller = Teller(tmp_path, Way(ALL, webhook=hook.url))
+    for user in range(MOST_DUE + 3):
+        teller.note(DENIED | {"user": f"{user}"})
+    teller.tend()
+    teller.close()
+    assert "2 events came when 16 messages were due" in teller.said[0]
+    hook.answers.set()
+    until(lambda: len(hook.got) == MOST_DUE + 1, "the messages that were due")
+    Teller(tmp_path, Way(ALL, webhook=hook.url)).tell(*[DENIED | {"user": f"{user}"} for user in range(MOST_DUE + 3)])
+    assert len(hook.got) == MOST_DUE + 3
 
 
 @pytest.mark.posix
