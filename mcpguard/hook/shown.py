@@ -67,8 +67,8 @@ def _of_event(given: Given, before: str, failed: str = "") -> bool | None:
 
 def _claude_code(given: Given) -> ShownCall | None:
     has_failed = _of_event(given, "PreToolUse", "PostToolUseFailure")
-    is_of_another = "turn_id" in given or "cursor_version" in given  # Codex, Cursor; Copilot CLI tells no id of the call
-    if has_failed is None or is_of_another or "tool_use_id" not in given:
+    is_of_copilot = "timestamp" in given and "tool_use_id" not in given  # early versions of Claude Code told no id, either
+    if has_failed is None or is_of_copilot or "turn_id" in given or "cursor_version" in given:  # the last two: Codex, Cursor
         return None
     server, name = given.get("mcp_server"), _text(given, "tool_name")
     named = _text(server, "name") if isinstance(server, dict) else ""

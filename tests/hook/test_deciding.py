@@ -215,6 +215,10 @@ def closed(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_call_of_a_claude_code_that_tells_no_id_is_decided(closed: Path) -> None:
+    assert enforce(closed, {key: value for key, value in used("Bash").items() if key != "tool_use_id"}) != {}
+
+
 OTHERS: list[tuple[str, Any]] = [
     ("claude-code", used("Bash", turn_id="1")),
     ("claude-code", {key: value for key, value in used("Bash", timestamp="2026").items() if key != "tool_use_id"}),
