@@ -83,8 +83,9 @@ class Notifier:
         while self._due:
             self._process = None
             self.tend()
-        if untold := [event for event in untold if any(event.kind in way.on for way in self._ways)]:
-            self._fail(f"{plural(len(untold), 'event')} came when {MOST_DUE} messages were due, and then the session ended")
+        lost = sum(any(event.kind in way.on for way in self._ways) for event in untold)
+        if lost:
+            self._fail(f"{plural(lost, 'event')} came when {MOST_DUE} messages were due, and then the session ended")
 
 
 def start(way: Way, message: dict[str, object]) -> "subprocess.Popen[bytes]":

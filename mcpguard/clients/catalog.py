@@ -235,6 +235,9 @@ CLIENTS: Final = (
                 "{project}/.claude/settings.local.json | disableAllHooks | true",
                 "{claude_managed}/managed-settings.json | disableAllHooks | true",
                 "{claude_managed}/managed-settings.json | allowManagedHooksOnly | true",
+                '{claude_folder}/settings.json | env | MCPGUARD_OBSERVE | "1"',
+                '{project}/.claude/settings.json | env | MCPGUARD_OBSERVE | "1"',
+                '{project}/.claude/settings.local.json | env | MCPGUARD_OBSERVE | "1"',
             ),
         ),
         plugins=Plugins(

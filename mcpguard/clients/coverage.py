@@ -113,6 +113,8 @@ class Coverage:
         client = source.client
         if entry.guard:
             return f"write {self.guards.own or 'the path of an installed mcpguard'} in the place of its mcpguard"
+        if not entry.name:
+            return "give it a name in the file"
         command = f"mcpguard install {client.key}{option(None if source.plugin else source.folder)}"
         if entry.kind != "remote" and (not source.plugin or (client.key == "codex" and entry.kind == "stdio")):
             return command

@@ -160,6 +160,15 @@ def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple
     return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
 
 
+def idle_hooks(plan: ChangePlan) -> Iterator[FileFault]:
+    """A fault for each deciding hook of a plan that the client does not ask before each call, even once it is trusted."""
+    for place in [outcome.place for outcome in plan.hooks]:
+        with contextlib.suppress(FileFault):  # the plan reports it
+            skipped = why_skipped(plan.machine, place, place.project) if deciding(place) else None
+            if skipped and skipped[1] != place.hook.after:
+                yield FileFault(f"{place.file}: the hook is there, but {skipped[0]}", skipped[1])
+
+
 def _why_idle(one: Ours, place: HookFile) -> tuple[str, str] | None:
     """Why a deciding hook lets some calls pass, and what to do; None if it decides all."""
     words, start, key = words_of(one.command), f"mcpguard hook {place.client.key}", place.client.key

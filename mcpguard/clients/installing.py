@@ -144,8 +144,10 @@ def _outcome(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher 
 
 def _guarded(plan: ChangePlan, source: Source, entry: Entry, launcher: Launcher) -> EntryOutcome:
     if entry.may_start:
-        raise FileFault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
-    left = entry.detail if entry.kind == "faulty" else _LEFT.get(entry.kind, "" if entry.name else "it has no name")
+        raise FileFault(f"{source.file}: {entry.name}: not changed: {entry.detail}", "correct it in the file")
+    left = entry.detail if entry.kind == "faulty" else _LEFT.get(entry.kind, "")
+    if not (left or entry.name):
+        raise FileFault(f"{source.file}: a server without a name: not changed", "give it a name in the file")
     if left or entry.starts_mcpguard:
         return EntryOutcome(source, entry, "leave", left or OWN_COMMAND)
     if entry.is_sandboxed and not _may_write(plan.content(source.file), source, plan.state):

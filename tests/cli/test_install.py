@@ -176,6 +176,13 @@ def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a
     assert line.startswith(f"mcpguard: {file}: a: not changed: it has a YAML anchor, alias, tag or merge key")
 
 
+def test_a_server_without_a_name_is_a_failure_with_the_same_hint_as_clients_and_doctor_have(account: Account) -> None:
+    file = account.cursor(listing(**{"": {"command": "npx"}}))
+    hint = "give it a name in the file"
+    assert account.refusal() == f"mcpguard: {file}: a server without a name: not changed (hint: {hint})\n"
+    assert f"unguarded (to guard it: {hint})" in account.run("clients").stdout
+
+
 # Projects and shared files
 
 

@@ -188,6 +188,23 @@ def test_a_hook_beside_others_does_not_become_the_deciding_one(account: Account,
 
 
 @pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"disableAllHooks": True}, "has disableAllHooks = true (hint: remove that setting)"),
+        (hooks(f"{HOOK} hook claude-code --enforce", "Bash"), "its matcher is Bash (hint: remove the matcher in the file)"),
+    ],
+)
+def test_a_deciding_hook_that_the_client_does_not_ask_before_each_call_is_a_failure(
+    account: Account, settings: dict[str, Any], why: str
+) -> None:
+    file = account.write("home/.claude/settings.json", json.dumps(settings))
+    account.install("claude-code", "--enforce", status=1)
+    said = account.refusal("claude-code", "--enforce")
+    assert said.startswith(f"mcpguard: {file}: the hook is there, but ")
+    assert why in said
+
+
+@pytest.mark.parametrize(
     ("command", "mended"),
     [
         (f"{GONE} hook codex", f"{HOOK} hook codex"),

@@ -198,6 +198,8 @@ OBSERVING = "remove that from its command, if you have seen enough"
         (hooks(ENFORCE, **ASYNC), "remove async from the hook in the file"),
         (hooks(ENFORCE, **ONLY_IF), "remove if from the hook in the file"),
         (hooks(ENFORCE) | {"disableAllHooks": True}, "remove that setting"),
+        (hooks(ENFORCE) | {"env": {"MCPGUARD_OBSERVE": "1"}}, "remove that setting"),
+        (hooks(ENFORCE) | {"env": {"MCPGUARD_OBSERVE": "0"}}, "by hook"),
         ({"hooks": {"PreToolUse": 5}}, INSTALL),
         (hooks(ENFORCE) | {"hooks": hooks(ENFORCE)["hooks"] | {"PostToolUseFailure": 5}}, "by hook"),
     ],

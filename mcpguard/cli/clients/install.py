@@ -21,7 +21,7 @@ from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.coverage import missing_hooks
 from mcpguard.clients.discovery import FileFault, Machine, client_paths, is_used, missing_files, sources
 from mcpguard.clients.entries import ENV
-from mcpguard.clients.hooks import plan_hooks
+from mcpguard.clients.hooks import idle_hooks, plan_hooks
 from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
 from mcpguard.clients.plan import Change, ChangePlan, EntryOutcome
@@ -224,7 +224,7 @@ def _carry_out(
         click.echo(NO_SERVERS)
     failed = plan.apply() if changes else []
     _report(plan)
-    return max(status, _complain(failed))
+    return max(status, _complain([*failed, *idle_hooks(plan)]))
 
 
 def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
