@@ -110,7 +110,7 @@ def _used(one: Usage, used: int, log: State, now_us: int) -> Usage:
 
 
 def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tuple[Rule, Rate] | None:
-    """The rule and the limit of a counter; if several apply, the smallest limit.
+    """The rule and the limit of a counter; if several apply, the smallest limit, an enforced one before observed ones.
 
     Args:
         alike: The parts of rules that count the same, with the counter's `per` and with its other selectors.
@@ -120,7 +120,7 @@ def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tupl
     matching = [rule for rule in alike if all(_matches(rule, axis, value) for axis, value in values.items())]
     applying = [rule for rule in matching if not any(rule.is_overridden_by(other) for other in matching)]
     limits = [(rule, rate) for rule in applying for rate in rule.bounds if rate.window_us == window_us]
-    return min(limits, key=lambda one: one[1].n, default=None)
+    return min(limits, key=lambda one: (one[0].observe, one[1].n), default=None)
 
 
 def _matches(rule: Rule, axis: str, value: str) -> bool:

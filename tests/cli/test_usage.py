@@ -91,6 +91,7 @@ TOGETHER = rule("9/1h", user="*", agent="*::subagent::*", per=["user"]) + rule("
     [
         (rule("9/1h", user="*", agent="*"), [9]),
         (rule("9/1h", user="a*") + rule("20/1h", user="*e"), [9]),
+        (rule("9/1h", user="a*", mode="observe") + rule("20/1h", user="*e"), [20]),
         (TOGETHER, [8, 9]),
         (rule(["5/1m", "100/1h"], user="*"), [5, 100]),
         (rule("9/1h", user="*", role="admin"), []),

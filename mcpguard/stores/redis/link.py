@@ -48,6 +48,12 @@ _HINTS: Final = {
 }
 """By the code of an error."""
 
+_HINTS_BY_WORDS: Final = {
+    "DB index": "end the URL with the number of a database that it has, such as /0",
+    "without any password configured": "leave out the password: this server has none",
+}
+"""By a part of an error whose code is only `ERR`."""
+
 _NO_CERTIFICATES: Final = (
     "this Python has no CA certificates: run Install Certificates.command in its folder, or set SSL_CERT_FILE"
 )
@@ -294,7 +300,7 @@ class Link:
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
         if words.startswith("ERR ACL failure in script"):
             code = "NOPERM"
-        hint = _HINTS.get(code, "")
+        hint = _HINTS.get(code) or next((hint for part, hint in _HINTS_BY_WORDS.items() if part in words), "")
         what = f"refuses: {words}" if isinstance(error, ResponseError | AuthenticationError) else f"does not answer: {words}"
         if code == _MOVED:
             what, hint = "has moved our keys to another node", ""

@@ -56,6 +56,8 @@ def test_a_server_is_reached_by_its_unix_socket_and_in_the_database_of_the_url(t
         assert works(opened(server.url.replace("/0", "/3")))
         assert b"db3:" in server.command("INFO", "keyspace")
         assert b"db0:" not in server.command("INFO", "keyspace")
+        assert "end the URL with the number of a database that it has" in refusal(server.url.replace("/0", "/99"))
+        assert "leave out the password: this server has none" in refusal(server.url, "pa55")
 
 
 def test_a_password_comes_from_the_url_an_argument_or_a_file(tmp_path: Path) -> None:
