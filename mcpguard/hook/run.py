@@ -120,6 +120,10 @@ def _decide(answer: _HookAnswer, options: Mapping[str, Any]) -> None:
         answer.deny(_cannot(error))
     try:
         given = _input()
+    except (ValueError, RecursionError):
+        answer.deny("mcpguard cannot judge this call: the hook's input is not JSON, or too long or too deeply nested.")
+        return
+    try:
         call = CLIENTS[answer.name].shown(given)
         if call is None:
             answer.text = b""

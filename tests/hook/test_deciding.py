@@ -199,7 +199,7 @@ def test_a_broken_policy_broken_settings_and_unknown_options_deny_and_say_why(tm
 def test_an_input_that_cannot_be_read_is_denied_since_a_model_writes_a_part_of_it(tmp_path: Path) -> None:
     begin, end = json.dumps(used("Bash"))[:-1].encode() + b', "more": ', b"}"
     for more in (b"[" * 100_000 + b"]" * 100_000, b"1" * 5000, b'"' + b"x" * MAX_INPUT_BYTES + b'"', b"[1 2]"):
-        assert "mcpguard failed to judge this call" in reason(enforce(tmp_path, begin + more + end))
+        assert "mcpguard cannot judge this call" in reason(enforce(tmp_path, begin + more + end))
     assert enforce(tmp_path, b"[]") == {}
 
 
