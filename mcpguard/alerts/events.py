@@ -71,8 +71,10 @@ class Event(NamedTuple):
         return "" if "while it waited" in reason else _KINDS.get(decision, ("", 0))[0]
 
     def key(self, salt: object) -> str:
-        """A hash of what events that share a message have in common: the rule, the limit, the callers that the axis names."""
+        """A hash of what events that share a message have in common: the rule, the limit, and what it counts separately."""
         members = ("store", "rule", "limit", "window", "counts", *_CALLERS.get(str(self.record.get("axis")), ()))
+        if _counts_tools(str(self.record.get("rule", ""))):
+            members += ("server", "tool")
         common = [self.record.get(member) for member in members]
         other = "" if common[1] else self.kind if common[0] else self.record["decision"]
         return blake2b(compact([salt, other, common]).encode(), digest_size=8).hexdigest()
@@ -91,6 +93,17 @@ class Event(NamedTuple):
         text = str(self.record["reason"]) if self.kind == "unavailable" else line(self.record, with_server=True)
         text = printable(text) + (f" (and {more:,} more)" if more else "")
         return {**members, "event": self.kind, "text": text, "time": rfc3339(self.time_us), "more": more}
+
+
+def _counts_tools(rule: str) -> bool:
+    """Whether a rule counts each tool separately, by its text: see `Rule.text`.
+
+    >>> _counts_tools("user=* tool=*"), _counts_tools("tool=a* per=user"), _counts_tools("user=* per=user,arguments")
+    (True, False, True)
+    """
+    words = rule.split()
+    per = next((word.removeprefix("per=").split(",") for word in words if word.startswith("per=")), None)
+    return any(word.startswith("tool=") for word in words) if per is None else not {"tool", "arguments"}.isdisjoint(per)
 
 
 def admit(event: Event, path: str, salt: object) -> int | None:

@@ -76,6 +76,7 @@ def test_a_denial_is_told_after_a_warning_and_no_warning_after_a_denial(day: Day
         ("tool", {"user": "bob", "agent": "Cursor::interactive::default"}, False),
         ("user", {"tool": "other", "server": "files", "count": 9, "id": "x"}, False),
         ("user", {"rule": "user=* tool=*"}, True),
+        ("tool", {"tool": "other"}, False),
         ("user", {"limit": 20, "window": "1m"}, True),
         ("user", {"counts": "cost"}, True),
     ],
@@ -84,6 +85,16 @@ def test_events_of_a_rule_limit_and_caller_share_a_message(day: Day, axis: str, 
     first = DENIED | {"axis": axis}
     day.told(first)
     assert (day.told(first | changed) is not None) == is_told
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_told"), [("tool=*", True), ("tool=* per=tool", True), ("tool=* per=none", False), ("per=user,arguments", True)]
+)
+def test_events_of_a_rule_that_counts_each_tool_share_a_message_for_each_tool(day: Day, rule: str, is_told: bool) -> None:
+    first = DENIED | {"rule": rule}
+    day.told(first)
+    assert day.told(first) is None
+    assert (day.told(first | {"tool": "other"}) is not None) == (day.told(first | {"server": "other"}) is not None) == is_told
 
 
 def test_an_outage_is_told_once_and_its_end_too_whoever_notices(day: Day) -> None:
