@@ -32,6 +32,9 @@ _COLUMNS: Final = (("USAGE", _BAR), ("USED", -6), ("LIMIT", 9), ("LEFT", -6), ("
 _LONGEST: Final = 15
 """The most columns that a number or a limit takes."""
 
+_LEAST_ROOM: Final = 10
+"""With less room for the names there is no bar."""
+
 _PRESSED: Final = 0.8
 _SHOWN: Final = 8
 """How many digits of an arguments' hash people see."""
@@ -85,11 +88,13 @@ def table(usages: Sequence[Usage], width: int) -> list[str]:
         (name, max(size, (min(_LONGEST, most) if size > 0 else -min(_LONGEST, most)), key=abs))
         for (name, size), most in zip(_COLUMNS, longest, strict=True)
     ]
-    columns.append(("COUNTER", room_beside(columns, width)))
+    skipped = int(room_beside(columns, width) < _LEAST_ROOM)
+    columns = [*columns[skipped:], ("COUNTER", room_beside(columns[skipped:], width))]
     lines = [headings(columns)]
     for one, (bar, *texts) in zip(usages, cells, strict=True):
         colour = "" if not one.rate else "red" if not one.left else "yellow" if one.share >= _PRESSED else "green"
-        lines.append(table_row([(bar, colour), *texts, _text(one.counter, {})], columns))
+        shown = [*texts, _text(one.counter, {})]
+        lines.append(table_row(shown if skipped else [(bar, colour), *shown], columns))
     return lines
 
 

@@ -120,6 +120,12 @@ def test_calls_that_have_left_the_window_by_now_are_not_counted() -> None:
         assert (found.used, found.left) == (9 - left, left)
 
 
+def test_on_a_narrow_terminal_a_counter_is_named_in_place_of_its_bar() -> None:
+    found = usages(rule("9/1h", user="*"), (ALICE, 2))
+    assert [line.split()[0] for line in table(found, 40)] == ["USED", "2"]
+    assert table(found, 40)[1].endswith(" user=ali…")
+
+
 KINDS = (
     rule("100/1h", user="*", count="cost")
     + rule("3/1m", tool="search", count="errors", concurrent=2)
