@@ -106,13 +106,13 @@ class Upstream:
             ended: Called then.
         """
         try:
-            while chunk := self._read():
-                self._is_judging = True
-                if lines := self._splitter.feed(chunk):
-                    self._take(lines)
+            while (lines := self._next_lines()) is not None:
+                if to_server := self._judge(lines):
+                    self._send(to_server)
+                self._judged()
+                if self._output.queued_bytes:
+                    self._output.await_room(self._client_is_gone)  # backpressure
                 self._is_judging = False
-            if rest := self._splitter.finish():
-                self._take(rest)
         except OSError:
             pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:
@@ -140,23 +140,20 @@ class Upstream:
         if self._client_input.has_ended:
             self._dispatcher.client_left()
 
-    def _read(self) -> bytes:
-        """The client's next bytes. Until it writes, or no call is still held, decide the held calls that are due."""
-        session = self._dispatcher.session
-        while session is not None and session.held.calls:
-            left_s = max(0.0, ((session.held.next_us or 0) - monotonic_us()) / 1_000_000)
-            if self._client_input.wait(min(left_s, LOOK_S)):
-                break
-            self._take(())
-        return self._client_input.read()
-
-    def _take(self, lines: Sequence[bytes | Refusal]) -> None:
-        """Judge lines from the client, and the held calls that are due, and write what comes of it to the server."""
-        if to_server := self._judge(lines):
-            self._send(to_server)
-        self._judged()
-        if self._output.queued_bytes:
-            self._output.await_room(self._client_is_gone)  # backpressure
+    def _next_lines(self) -> Sequence[bytes | Refusal] | None:
+        """The client's next lines, once it has written some; none if held calls are due before that; None at the end."""
+        while True:
+            session = self._dispatcher.session
+            if session is not None and session.held.calls:
+                left_s = max(0.0, ((session.held.next_us or 0) - monotonic_us()) / 1_000_000)
+                if not self._client_input.wait(min(left_s, LOOK_S)):
+                    return ()
+            chunk = self._client_input.read()
+            self._is_judging = True
+            lines = self._splitter.feed(chunk) if chunk else self._splitter.finish()
+            if lines or not chunk:
+                return lines or None
+            self._is_judging = False
 
     def _judge(self, lines: Sequence[bytes | Refusal], *, alone: bool = False) -> bytes:
         """Judge lines from the client, by the newest identity and policy; returns the frames for the server.
