@@ -315,7 +315,7 @@ class OutageLog:
         if not self.flush() and self._file is not None:
             self._waiting = [text for text, _ in self._stored()] + self._waiting
             self.remove()
-            self._folder = None
+            self._folder, self._at = None, START
         return None
 
     def texts(self) -> Iterator[str]:
@@ -346,7 +346,7 @@ class OutageLog:
         self.to_disk = True
         self.flush(is_retry=True)
         self.close()
-        waiting = sum(map(call_log.rows_in, self._waiting))
+        waiting = self.rows - (self._at.row - START.row)
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
 
     def remove(self) -> None:

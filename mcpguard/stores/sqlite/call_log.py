@@ -42,8 +42,6 @@ _FILLER: Final = bytes(8) + b"\xff" * 4
 ROW: Final = "+"
 """The beginning of a line of the text that is an audit row."""
 
-_LATER_ROW: Final = f"\n{ROW}"
-
 MAX_TEXT_BYTES: Final = 2 * 1024 * 1024
 """The longest text of one record: a quarter of the ring."""
 
@@ -66,11 +64,6 @@ START: Final = Position(CHECKSUM_BYTES, 1, bytes(CHECKSUM_BYTES))
 """The start of an empty log, after four zero bytes in place of a checksum."""
 
 
-def rows_in(text: str) -> int:
-    """How many audit rows a record has."""
-    return text.count(_LATER_ROW) + text.startswith(ROW)
-
-
 def pack(at: Position, texts: Iterable[str]) -> tuple[bytes, Position]:
     """Records as the log has them if they follow a position, and the position after them.
 
@@ -84,7 +77,7 @@ def pack(at: Position, texts: Iterable[str]) -> tuple[bytes, Position]:
     begin, row, checksum = at
     data, end = bytearray(), begin
     for text in texts:
-        body, rows = text.encode(), rows_in(text)
+        body, rows = text.encode(), f"\n{text}".count(f"\n{ROW}")
         if len(body) > MAX_TEXT_BYTES:
             raise StoreUnavailable(f"the call log takes no record of {len(body)} bytes")
         body = HEAD.pack(end, row, rows, len(body), _FILLER) + body

@@ -51,6 +51,9 @@ _Found = TypeVar("_Found")
 _Outcomes = Mapping[int, tuple[str, int]]
 """Outcomes and durations in µs, by row id."""
 
+_Records = tuple[list[str], int, int]
+"""Texts of records, the id of the first row among them, and that of the next row after them."""
+
 
 class SqliteReader(Pages):
     """A store that is read.
@@ -156,7 +159,7 @@ class SqliteReader(Pages):
         """See `Readable`."""
         now_us = self.clock()
         question = "SELECT id, label FROM counter WHERE label != ?"
-        (memory, labels), _, texts = self._with_log(
+        (memory, labels), (texts, *_) = self._with_log(
             lambda db: (database.load(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
         )
         labels |= {int(key): label for _, key, _, label in _lines(texts, log_lines.COUNTER)}
@@ -177,7 +180,7 @@ class SqliteReader(Pages):
 
     def _memory_now(self) -> Memory:
         """The counters and places at the end of the log."""
-        memory, _, texts = self._with_log(database.load)
+        memory, (texts, *_) = self._with_log(database.load)
         memory.apply(texts)
         return memory
 
@@ -190,7 +193,7 @@ class SqliteReader(Pages):
 
     def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
         """See `Pages`: the rows of database and log."""
-        _, first, texts = self._with_log(lambda _: None)
+        _, (texts, first, next_row) = self._with_log(lambda _: None)
         outcomes = log_lines.outcomes(texts)
         of_log = list(_of_log(first, texts, outcomes, after, wanted))
         if newest_first:
@@ -204,7 +207,7 @@ class SqliteReader(Pages):
                 page, at, before = self._ask_for_texts(functools.partial(ask, at, before))
                 yield [one for one in page if wanted is None or wanted.admits_row(one.row, one.outcome)], at
         if not newest_first:
-            yield of_log, max(after, first - 1 + sum(map(call_log.rows_in, texts)))
+            yield of_log, max(after, next_row - 1)
 
     def _condition(self, wanted: Wanted | None) -> tuple[str, int]:
         """A condition in SQL that the wanted rows meet, and others may, too; and an id that no wanted row is below.
@@ -298,14 +301,14 @@ class SqliteReader(Pages):
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
-        known, _, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known, (texts, *_) = self._with_log(lambda db: database.outcomes(db, row_ids))
         known = log_lines.outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
     # both
 
-    def _with_log(self, question: Callable[[sqlite3.Connection], _Found], tries: int = _TRIES) -> tuple[_Found, int, list[str]]:
-        """The result of a query, the id of the first row that the database did not have then, and the log's records since."""
+    def _with_log(self, question: Callable[[sqlite3.Connection], _Found], tries: int = _TRIES) -> tuple[_Found, _Records]:
+        """The result of a query, and the log's records that the database did not have then."""
         with self._asking(), database.reading(self._db):
             at = database.position(self._db)
             found = question(self._db)
@@ -313,9 +316,9 @@ class SqliteReader(Pages):
         if log is None:
             if at.end > START.end:  # else another process is creating the store
                 self._losses.tell(call_log.removed(log_path(self.path)))
-            return found, at.row, []
+            return found, ([], at.row, at.row)
         with contextlib.suppress(Lost), database.reported(log.path):
-            return found, at.row, [text for text, _ in log.records(at)]
+            return found, _records(log, at)
         if tries > 1:  # upkeep may have moved them since, and calls overwritten them
             return self._with_log(question, tries - 1)
         if log is not self._own_log:
@@ -324,7 +327,7 @@ class SqliteReader(Pages):
             log.check()
             since, lost = log.resumed(at, self.path)
             self._losses.tell(lost)
-            return found, (since or at).row, [text for text, _ in log.records(since)] if since else []
+            return found, _records(log, since) if since else ([], at.row, at.row)
 
     def close(self) -> None:
         """Close the files."""
@@ -340,6 +343,11 @@ def _lost_database(path: StrPath) -> sqlite3.Connection:
         database.migrate(db, path)
         database.begin(db, log.key, log.drained())
         return db
+
+
+def _records(log: CallLog, at: Position) -> _Records:
+    found = [*log.records(at)]
+    return [text for text, _ in found], at.row, (found[-1][1] if found else at).row
 
 
 def _text_or_bytes(data: bytes) -> str | bytes:
