@@ -103,7 +103,7 @@ def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped
                 noted.setdefault(other, []).append(at)
     noted = {other: ats for other, ats in noted.items() if other not in defeated}
     replaced: dict[int, list[int]] = {}
-    for at in set(range(len(policy.rules))) - tightness.starter:
+    for at in sorted(set(range(len(policy.rules))) - tightness.starter):
         for other in tightness.replacing(at):
             replaced.setdefault(other, []).append(at)
 
